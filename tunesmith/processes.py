@@ -1,0 +1,57 @@
+"""Child processes that cannot outlive their parent and inherit none of its secrets. Knows not what they run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+#: What a child may see of the parent's environment. No TUNESMITH_API_KEY, no database URL, no cloud credentials.
+_PASSED = (
+    "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "SSL_CERT_FILE",
+    "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "HF_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME",
+)  # fmt: skip
+_PR_SET_PDEATHSIG = 1
+
+
+def spawn(
+    module: str,
+    *arguments: str,
+    stdin: int | IO[bytes] | None = subprocess.DEVNULL,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start `python -m module arguments` in a process group of its own with a minimal environment.
+
+    The child must call `die_with_parent` first thing. Linux ties that to the *thread* that started the child: call this
+    from a thread that lives as long as the process.
+    """
+    environ = {name: os.environ[name] for name in _PASSED if name in os.environ} | dict(environment or {})
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=stdin, stdout=stdout, stderr=stderr, env=environ, cwd=cwd, process_group=0,
+    )  # fmt: skip
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Ask the kernel to send this process signal `number` when its parent ends, however that happens."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+        if os.getppid() != parent or parent == 1:
+            os.kill(os.getpid(), number)
+
+
+def kill_group(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
+    """Send signal `number` to the child and everything it started."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass

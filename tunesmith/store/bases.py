@@ -1,0 +1,119 @@
+"""Base models on disk: which may be used, where they are, what they are. Reads headers and JSON only, never weights.
+
+A base is a catalogue name, a local directory or a Hub id; the latter two must be in the allowed list, because a base
+is code and data that its publisher wrote. Weights are safetensors; pickles and repositories with Python code are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tunesmith.domain import models
+from tunesmith.errors import InvalidRequest, ModelNotFound
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".joblib", ".npy")
+_MAX_HEADER = 100 * 2**20
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base that may be used. `directory` is where it is, or will be once prepared."""
+
+    name: str
+    kind: Literal["catalogue", "directory", "hub"]
+    directory: Path
+
+    @property
+    def ready(self) -> bool:
+        """Whether the directory is complete: config and weights, written by one rename."""
+        return (self.directory / "config.json").is_file() and any(self.directory.glob("*.safetensors"))
+
+
+def describe(name: str, cache_dir: Path, allowed: Sequence[str]) -> Base:
+    """Return the base called `name`.
+
+    Raises: ModelNotFound for a name that is neither in the catalogue nor allowed.
+    """
+    if name in models.CATALOGUE:
+        return Base(name, "catalogue", cache_dir / "bases" / name)
+    for entry in allowed:
+        if Path(entry).is_absolute():
+            if name in (entry, Path(entry).name):
+                return Base(Path(entry).name, "directory", Path(entry))
+        elif name == entry:
+            return Base(name, "hub", cache_dir / "bases" / models.label(name))
+    raise ModelNotFound(name, f"Bases here: {', '.join(names(allowed))}. Others need the setting allowed_models.")
+
+
+def names(allowed: Sequence[str]) -> list[str]:
+    """Return the names of all bases that may be used."""
+    return [*models.CATALOGUE, *(Path(entry).name if Path(entry).is_absolute() else entry for entry in allowed)]
+
+
+def check(directory: Path) -> None:
+    """Refuse a directory that is not a plain safetensors model.
+
+    Raises: InvalidRequest naming the file or key that is the trouble and what is accepted.
+    """
+    config = _config(directory)
+    if "auto_map" in config:
+        raise _refused(directory, "config.json has 'auto_map', i.e. wants to run code of its own; this is never done.")
+    names_here = sorted(path.name for path in directory.iterdir())
+    if code := [name for name in names_here if name.endswith(".py")]:
+        raise _refused(directory, f"it contains Python code ({code[0]}); only safetensors, JSON and text files are accepted.")
+    if not any(name.endswith(".safetensors") for name in names_here):
+        pickles = [name for name in names_here if name.endswith(_PICKLES)]
+        found = f"only {pickles[0]}, a pickle" if pickles else "none"
+        raise _refused(directory, f"no *.safetensors weights (found {found}). Hint: convert it with save_pretrained().")
+
+
+def facts(directory: Path) -> models.ModelFacts:
+    """Return size and limits of a prepared base, from config.json and the safetensors headers.
+
+    Raises: InvalidRequest for a damaged header or a config without its essentials.
+    """
+    config = _config(directory)
+    text = config.get("text_config", config)
+    has_template = (directory / "chat_template.jinja").is_file() or "chat_template" in _json(directory / "tokenizer_config.json")
+    return models.ModelFacts(
+        architecture=next(iter(config.get("architectures") or [config.get("model_type", "unknown")])),
+        num_parameters=sum(_num_parameters(path) for path in sorted(directory.glob("*.safetensors"))),
+        max_length=int(text.get("max_position_embeddings", 2048)),
+        has_chat_template=has_template,
+    )
+
+
+def _refused(directory: Path, words: str) -> InvalidRequest:
+    return InvalidRequest(f"Base model {directory.name!r}: {words}", param="model")
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    if not (directory / "config.json").is_file():
+        raise _refused(directory, "no config.json in its directory. Hint: it must be a Hugging Face model directory.")
+    return _json(directory / "config.json")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise _refused(path.parent, f"{path.name} is not valid JSON ({error}).") from error
+    return data if isinstance(data, dict) else {}
+
+
+def _num_parameters(path: Path) -> int:
+    """Count the elements that a safetensors file's header announces (8 bytes length, then JSON)."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+        if not 2 <= length <= min(_MAX_HEADER, path.stat().st_size):
+            raise _refused(path.parent, f"{path.name} is not a whole safetensors file (header of {length} bytes).")
+        header = json.loads(file.read(length))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

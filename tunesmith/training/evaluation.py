@@ -1,0 +1,60 @@
+"""Loss and token accuracy over a set of examples, dropout off. Knows no schedule and no sink."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from tunesmith.training import batching, losses
+from tunesmith.training.data import TokenizedExample
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over target tokens, so that parts add up exactly; `nll_E` is the summed loss of each example."""
+
+    nll_E: npt.NDArray[np.float64]
+    hits: int
+    num_targets: int
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood in nats per target token."""
+        return float(self.nll_E.sum()) / self.num_targets
+
+    @property
+    def accuracy(self) -> float:
+        """Share of target tokens whose arg-max prediction is the target."""
+        return self.hits / self.num_targets
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, examples: Sequence[TokenizedExample], token_budget: int, device: str, heed: Callable[[], None] = lambda: None
+) -> Evaluation:
+    """Evaluate `examples`; the caller turns dropout off first. `heed` is called before each micro-batch and may raise."""
+    nll_E = np.zeros(len(examples))
+    hits = num_targets = 0
+    for batch in batching.micro_batches(examples, token_budget, device):
+        heed()
+        nll_N, hits_N = losses.nll_and_hits(losses.target_logits(model, batch), batch.targets_N)
+        row_N = batch.is_target_BT.nonzero()[:, 0].cpu().numpy()
+        np.add.at(nll_E, np.array(batch.rows)[row_N], nll_N.double().cpu().numpy())
+        hits += int(hits_N.sum())
+        num_targets += batch.num_targets
+    return Evaluation(nll_E, hits, num_targets)
+
+
+def beyond_noise(now: Evaluation, best: npt.NDArray[np.float64]) -> bool:
+    """Say whether `now` is better than the best so far by more than its standard error.
+
+    The error is that of the paired difference per example, so what makes some examples harder than others cancels.
+    """
+    difference_E = now.nll_E - best
+    error = float(np.std(difference_E, ddof=1)) * np.sqrt(len(difference_E)) if len(difference_E) > 1 else 0.0
+    return float(difference_E.sum()) < -error

@@ -1,0 +1,368 @@
+"""The training loop: one run from the first base evaluation to the last checkpoint. Read it from top to bottom.
+
+Knows no store and no API: it is given files and a sink, and says everything to the sink. All randomness is a function
+of (seed, step), so a run that is cut off and resumed computes the same bits as one that is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tunesmith.domain import specs
+from tunesmith.domain.jobs import Event, Request
+from tunesmith.domain.runs import Checkpoint, MetricPoint, RunResult, RunSink
+from tunesmith.domain.specs import ResolvedSpec
+from tunesmith.errors import InvalidRequest, TrainingFailed
+from tunesmith.training import batching, checkpoints, data, evaluation, losses, model
+from tunesmith.training.data import TokenizedExample
+
+#: Most full evaluations of a run; epoch ends beyond it are thinned out evenly, the last step always has one.
+MAX_FULL_EVALUATIONS = 50
+
+
+@dataclass(frozen=True)
+class Order:
+    """One run: what to train, on what, where to write. `resume` is the checkpoint directory to go on from."""
+
+    spec: ResolvedSpec
+    base: Path
+    training_file: Path
+    validation_file: Path | None
+    directory: Path
+    adapter: Path | None = None
+    resume: Path | None = None
+
+
+@dataclass
+class State:
+    """Where a run is; with the weights, the optimizer and torch's generators, all that a checkpoint holds.
+
+    `pending` is the step whose update is done but whose figures are not yet out; step 0 is the base model's evaluation.
+    """
+
+    step: int = 0
+    tokens_seen: int = 0
+    sampled: int = 0
+    full_evaluations: int = 0
+    without_improvement: int = 0
+    best_nll: list[float] | None = None
+    stop: str | None = None
+    pending: dict[str, Any] | None = None
+
+
+class _Interrupted(Exception):
+    """A pause or a cancel was asked for in the middle of a step."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self.request = request
+
+
+def train(order: Order, sink: RunSink) -> RunResult:
+    """Train until a stop condition holds, a pause or a cancel is asked for, or the run cannot go on.
+
+    Raises: DataError, InvalidRequest, TrainingFailed, CheckpointDamaged.
+    """
+    run = _Run(order, sink)
+    try:
+        while True:
+            run.report()  # of the base model first, then of each step
+            if run.state.stop:
+                return run.result("finished")
+            run.take_step()
+    except _Interrupted as interrupted:
+        if interrupted.request == "cancel":
+            return run.result("cancelled")
+        run.save(None)
+        return run.result("paused")
+
+
+class _Run:
+    """The run's parts and its three moves: take a step, report it, save a checkpoint."""
+
+    def __init__(self, order: Order, sink: RunSink) -> None:
+        self.order, self.sink = order, sink
+        self.spec = spec = _with_plan(order.spec, sink)
+        assert spec.plan is not None
+        self.device, self.budget = spec.plan.device, spec.plan.token_budget
+        torch.set_num_threads(spec.plan.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.manual_seed(spec.seed)
+
+        self.tokenizer = model.load_tokenizer(order.base)
+        self.training, self.validation = _load_data(order, spec, self.tokenizer, sink)
+        self.per_epoch = batching.steps_per_epoch(len(self.training), spec.examples_per_step)
+        self.total_steps, self.last_step_reason = _total_steps(spec, self.per_epoch)
+        self.full_at = _full_evaluation_steps(self.total_steps, self.per_epoch) if self.validation else set()
+
+        self.model = model.load_base(order.base, getattr(torch, spec.plan.dtype), self.device)
+        self.masks = None
+        if spec.tuning == "lora":
+            self.masks = model.attach_lora(self.model, spec)
+        self.parameters = model.trainable(self.model)
+        if order.adapter:
+            model.load_adapter(self.model, order.adapter)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=spec.learning_rate, betas=specs.ADAM_BETAS, eps=specs.ADAM_EPS, weight_decay=specs.WEIGHT_DECAY
+        )
+        self.state = State(pending=asdict(MetricPoint(0, self.total_steps, 0.0)))
+        if order.resume:
+            self._restore(order.resume)
+        self.saved_at = time.monotonic()
+        self.saved_step = self.state.step if order.resume and self.state.pending is None else -1
+
+    # ------------------------------------------------------------------ a single training step
+
+    def take_step(self) -> None:
+        """Compute the gradient of the mean loss over the step's target tokens, clip it, update."""
+        started = time.perf_counter()
+        step, spec = self.state.step + 1, self.spec
+        rows = batching.rows_of_step(len(self.training), spec.examples_per_step, spec.seed, step)
+        examples = [self.training[row] for row in rows]
+        num_targets = sum(example.num_targets for example in examples)
+
+        self.optimizer.zero_grad(set_to_none=True)
+        nll, hits = 0.0, 0
+        for batch in batching.micro_batches(examples, self.budget, self.device):
+            self._heed_requests()
+            if self.masks:
+                self.masks.begin(step, batch.hash_BT)
+            nll_N, hits_N = losses.nll_and_hits(losses.target_logits(self.model, batch), batch.targets_N)
+            torch.autograd.backward(nll_N.sum() / num_targets)
+            nll += float(nll_N.detach().double().sum())
+            hits += int(hits_N.sum())
+        grad_norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), specs.MAX_GRAD_NORM))
+        if not (math.isfinite(nll) and math.isfinite(grad_norm)):
+            raise TrainingFailed(
+                f"Step {step}: the training loss is {nll / num_targets} and the gradient norm {grad_norm}; the run has diverged. "
+                f"Hint: lower learning_rate_multiplier (learning rate {spec.learning_rate:g} now).",
+                code="non_finite",
+            )
+        rate = spec.learning_rate * schedule(spec, step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+
+        num_tokens = sum(len(example) for example in examples)
+        self.state.step = step
+        self.state.tokens_seen += num_tokens
+        self.state.pending = asdict(
+            MetricPoint(
+                step, self.total_steps, epoch=self._epochs(step),
+                train_loss=nll / num_targets, train_mean_token_accuracy=hits / num_targets,
+                learning_rate=rate, grad_norm=grad_norm, tokens_seen=self.state.tokens_seen,
+                tokens_per_second=num_tokens / (time.perf_counter() - started),
+            )
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ what is said of it
+
+    def report(self) -> None:
+        """Evaluate where it is due, say the step's figures, decide whether to stop, save where it is due."""
+        state, spec = self.state, self.spec
+        if state.pending is None:
+            return
+        step = state.step
+        figures = dict(state.pending)
+        full_due = bool(self.validation) and (step == 0 or step in self.full_at)
+        if self.validation and step and spec.eval_interval and step % spec.eval_interval == 0:
+            rows = batching.sample(len(self.validation), spec.eval_samples, spec.seed, state.sampled)
+            sampled = self._evaluate([self.validation[row] for row in rows])
+            state.sampled += 1
+            figures |= {"valid_loss": sampled.loss, "valid_mean_token_accuracy": sampled.accuracy}
+            low = spec.stop_eval_loss is not None and sampled.loss < spec.stop_eval_loss
+            full_due = full_due or (low and state.full_evaluations < MAX_FULL_EVALUATIONS)
+        if full_due:
+            full = self._evaluate(self.validation)
+            figures |= {"full_valid_loss": full.loss, "full_valid_mean_token_accuracy": full.accuracy}
+            self._judge(full)
+        if step == self.total_steps:
+            state.stop = state.stop or self.last_step_reason
+        state.pending = None
+
+        point = MetricPoint(**figures)
+        if step or full_due:
+            self.sink.metric(point)
+        overdue = time.monotonic() - self.saved_at >= spec.checkpoint_seconds
+        if step and (step % self.per_epoch == 0 or full_due or overdue or state.stop):
+            self.save(point)
+        if state.stop:
+            self.sink.event(Event(f"Training stopped at step {step}: {state.stop}", key="stopped"))
+
+    def _judge(self, full: evaluation.Evaluation) -> None:
+        """Draw the stop conditions' conclusions from a full evaluation."""
+        state, spec = self.state, self.spec
+        if state.step:
+            state.full_evaluations += 1
+        if not math.isfinite(full.loss):
+            raise TrainingFailed(f"Step {state.step}: the full validation loss is {full.loss}.", code="non_finite")
+        if state.best_nll is None or evaluation.beyond_noise(full, np.array(state.best_nll)):
+            state.best_nll, state.without_improvement = full.nll_E.tolist(), 0
+        else:
+            state.without_improvement += 1
+        if not state.step:
+            return
+        if spec.stop_eval_loss is not None and full.loss < spec.stop_eval_loss:
+            state.stop = f"the full validation loss {full.loss:.4g} fell below stop_eval_loss {spec.stop_eval_loss:g}."
+        elif spec.early_stopping_patience and state.without_improvement >= spec.early_stopping_patience:
+            state.stop = (
+                f"{state.without_improvement} full evaluations in a row without improvement beyond noise "
+                f"(early_stopping_patience {spec.early_stopping_patience})."
+            )
+
+    def _evaluate(self, examples: Sequence[TokenizedExample]) -> evaluation.Evaluation:
+        if self.masks:
+            self.masks.off()
+        return evaluation.evaluate(self.model, examples, self.budget, self.device, self._heed_requests)
+
+    def _heed_requests(self) -> None:
+        request = self.sink.request()
+        if request != "run":
+            raise _Interrupted(request)
+
+    def _epochs(self, step: int) -> float:
+        """Return how many passes `step` steps are; an epoch's last step may be a short one."""
+        whole, part = divmod(step, self.per_epoch)
+        return whole + min(part * self.spec.examples_per_step / len(self.training), 1.0)
+
+    def result(self, outcome: Any) -> RunResult:
+        """Say how the run ended."""
+        return RunResult(outcome, self.state.stop or f"{outcome} by request", self.state.step, self.state.tokens_seen)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def save(self, point: MetricPoint | None) -> None:
+        """Make the present step durable and tell the sink; `point` is None when its figures are not out yet."""
+        step = self.state.step
+        if step == self.saved_step:
+            return
+        target = self.order.directory / "checkpoints" / checkpoints.directory_name(step)
+        checkpoints.write(target, self._fill)
+        self.saved_at, self.saved_step = time.monotonic(), step
+        metrics = {key: value for key, value in point.wire_data().items() if key != "total_steps"} if point else {"step": step}
+        epoch = step // self.per_epoch if step % self.per_epoch == 0 and step else None
+        self.sink.checkpoint(Checkpoint(step, target, metrics, epoch if point else None, self.state.tokens_seen))
+
+    def _fill(self, directory: Path) -> None:
+        if self.spec.tuning == "lora":
+            model.save_adapter(self.model, self.spec, directory)
+        else:
+            model.save_full(self.model, self.tokenizer, directory)
+        moments = {
+            f"{name}.{key}": value.contiguous()
+            for name, parameter in self.parameters.items()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        save_file(moments, directory / checkpoints.OPTIMIZER)
+        generators = {"cpu": torch.get_rng_state()}
+        if self.device == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state()
+        save_file(generators, directory / checkpoints.RNG)
+        state = {"version": 1, "spec": self.spec.to_dict(), "state": asdict(self.state)}
+        (directory / checkpoints.STATE).write_text(json.dumps(state))
+
+    def _restore(self, directory: Path) -> None:
+        checkpoints.verify(directory)
+        if self.spec.tuning == "lora":
+            model.load_adapter(self.model, directory)
+        else:
+            model.load_full(self.model, directory)
+        moments = load_file(directory / checkpoints.OPTIMIZER, device=self.device)
+        for name, parameter in self.parameters.items():
+            self.optimizer.state[parameter] = {
+                key: moments[f"{name}.{key}"].to("cpu" if key == "step" else self.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{name}.{key}" in moments
+            }
+        generators = load_file(directory / checkpoints.RNG)
+        torch.set_rng_state(generators["cpu"])
+        if self.device == "cuda" and "cuda" in generators:
+            torch.cuda.set_rng_state(generators["cuda"])
+        self.state = State(**json.loads((directory / checkpoints.STATE).read_bytes())["state"])
+
+
+def schedule(spec: ResolvedSpec, step: int, total_steps: int) -> float:
+    """Return the factor on the peak learning rate at `step` (from 1): a linear warm-up, then linear, cosine or constant."""
+    warmup = min(round(spec.warmup_ratio * total_steps), total_steps - 1)
+    if step <= warmup:
+        return step / (warmup + 1)
+    progress = (step - warmup - 1) / (total_steps - warmup)
+    if spec.learning_rate_schedule == "linear":
+        return 1 - progress
+    if spec.learning_rate_schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1.0
+
+
+def _total_steps(spec: ResolvedSpec, per_epoch: int) -> tuple[int, str]:
+    """Return the planned number of steps and which of n_steps and n_epochs ends the run."""
+    by_epochs = spec.n_epochs * per_epoch if spec.n_epochs else math.inf
+    if spec.n_steps is not None and spec.n_steps <= by_epochs:
+        return spec.n_steps, f"n_steps {spec.n_steps} reached."
+    return int(by_epochs), f"n_epochs {spec.n_epochs} reached."
+
+
+def _full_evaluation_steps(total_steps: int, per_epoch: int) -> set[int]:
+    """Return the steps with a full evaluation: epoch ends, thinned out evenly to 50 with the last step."""
+    ends = list(range(per_epoch, total_steps, per_epoch))
+    if len(ends) > MAX_FULL_EVALUATIONS - 1:
+        ends = [ends[round(i)] for i in np.linspace(0, len(ends) - 1, MAX_FULL_EVALUATIONS - 1)]
+    return {*ends, total_steps}
+
+
+def _with_plan(spec: ResolvedSpec, sink: RunSink) -> ResolvedSpec:
+    """Give the spec its execution plan; one it already has is obeyed, aloud where this machine is another."""
+    plan, reasons = model.plan(spec.tuning)
+    if spec.plan is None:
+        spec = dataclasses.replace(spec, plan=plan, reasons={**spec.reasons, **reasons})
+    else:
+        same = (spec.plan.device, spec.plan.processor, spec.plan.torch) == (plan.device, plan.processor, plan.torch)
+        usable = os.cpu_count() or 1
+        if spec.plan.device != plan.device:
+            spec = dataclasses.replace(spec, plan=dataclasses.replace(spec.plan, device=plan.device, dtype=plan.dtype))
+        if not same or (spec.plan is not None and spec.plan.threads > usable):
+            where = f"This attempt runs on {plan.device}, {plan.processor}, torch {plan.torch}, not where the run began"
+            words = f"{where}: its results are equal within round-off, not bit for bit."
+            sink.event(Event(words, key=f"plan:{plan.processor}", level="warn"))
+    sink.resolved(spec)
+    return spec
+
+
+def _load_data(
+    order: Order, spec: ResolvedSpec, tokenizer: Any, sink: RunSink
+) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
+    """Tokenize the files, split where asked, and warn of what was cut or left out."""
+    training = data.load(order.training_file, tokenizer, spec.max_length)
+    validation = data.Dataset([])
+    if order.validation_file:
+        validation = data.load(order.validation_file, tokenizer, spec.max_length, "validation")
+    elif spec.training_split is not None:
+        training, validation = data.split(training, spec.training_split, spec.seed)
+    limit = f"max_length {spec.max_length} tokens"
+    for name, dataset in (("training", training), ("validation", validation)):
+        if lines := dataset.truncated_lines:
+            words = f"{len(lines)} {name} examples are longer than {limit} and were cut at the end: lines {_some(lines)}."
+            sink.event(Event(words, key=f"truncated:{name}", level="warn"))
+        if lines := dataset.dropped_lines:
+            words = f"{len(lines)} {name} examples have no target token within {limit} and were left out: lines {_some(lines)}."
+            sink.event(Event(words, key=f"dropped:{name}", level="warn"))
+    if spec.select_by != "last" and not validation.examples:
+        raise InvalidRequest(f"select_by {spec.select_by!r} needs validation data.", param="select_by")
+    return training.examples, validation.examples
+
+
+def _some(lines: Sequence[int]) -> str:
+    return ", ".join(map(str, lines[:20])) + (", ..." if len(lines) > 20 else "")
