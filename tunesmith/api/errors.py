@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _HEADERS = {
     "openai-version": "2020-10-01",
     "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
@@ -169,8 +169,8 @@ def _from_http(request: Request, error: HTTPException) -> tuple[TunesmithError, 
     if error.status_code == 404:
         words = f"Invalid URL ({where}). Hint: the base URL of OpenAI's API ends in /v1."
     elif error.status_code == 405:
-        headers["allow"] = ", ".join(_methods(request))
-        words = f"Method not allowed ({where}). Accepted here: {headers['allow']}."
+        headers["Allow"] = ", ".join(_methods(request))
+        words = f"Method not allowed ({where}). Accepted here: {headers['Allow']}."
     found = TunesmithError(words) if error.status_code >= 500 else InvalidRequest(words)
     found.status = error.status_code
     return found, headers

@@ -46,7 +46,7 @@ class Address:
         name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
         if name.lower() not in self._hosts:
             raise PermissionDenied(
-                f"This server does not answer to the host name {name!r}. Accepted: {', '.join(sorted(self._hosts))}. "
+                f"This server does not answer to the host name {name!r}. Accepted: loopback's names and those of its settings. "
                 "Hint: add it to the setting allowed_hosts (TUNESMITH_ALLOWED_HOSTS)."
             )
 

@@ -15,6 +15,9 @@ from tunesmith.services import jobs as job_services
 from tunesmith.store import files as file_store
 from tunesmith.store import jobs as job_store
 
+#: Most pairs of metadata that an object may have.
+MAX_METADATA = 16
+
 
 class Strict(BaseModel):
     """A request object: no unknown keys, no silent conversions ("3" is not 3)."""
@@ -54,9 +57,9 @@ class CreateJob(Strict):
     method: Method | None = None
     hyperparameters: dict[str, Any] | None = None
     integrations: list[Any] | None = None
-    metadata: Annotated[dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None, Field(max_length=16)] = (
-        None
-    )
+    metadata: Annotated[
+        dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None, Field(max_length=MAX_METADATA)
+    ] = None
 
 
 class File(BaseModel):

@@ -74,8 +74,8 @@ class Switch:
             layer = self._layers[path]
             _check_shapes(directory, path, pair, rank, layer)
             # float32 at least: beside a bfloat16 base a small update would drown in the rounding of its own products.
-            place = {"device": layer.weight.device, "dtype": torch.promote_types(layer.weight.dtype, torch.float32)}
-            pairs[path] = (pair["A"].to(**place).T.contiguous(), pair["B"].to(**place).T.contiguous() * scale)
+            device, dtype = layer.weight.device, torch.promote_types(layer.weight.dtype, torch.float32)
+            pairs[path] = (pair["A"].to(device, dtype).T.contiguous(), pair["B"].to(device, dtype).T.contiguous() * scale)
         return Adapter(directory, pairs)
 
     def _update(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], y_O: Tensor) -> Tensor | None:

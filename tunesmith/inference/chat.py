@@ -17,13 +17,14 @@ from jinja2 import TemplateError
 from torch import nn
 
 from tunesmith.domain import chat
-from tunesmith.errors import InvalidRequest, TunesmithError
+from tunesmith.errors import InvalidRequest, TunesmithError, Unavailable
 from tunesmith.inference import requests
 from tunesmith.inference.adapters import Adapter
 from tunesmith.inference.engine import Engine, Generation, Reason, Token
 from tunesmith.inference.text import Answer, Detokenizer, Piece, Vocabulary
 
 Message = Mapping[str, Any]
+Request = requests.ChatRequest | requests.CompletionRequest
 #: What a request says: pieces, or why there will be no more.
 Hear = Callable[[Piece | TunesmithError], None]
 
@@ -38,11 +39,16 @@ def load(base_directory: Path, adapter_directory: Path | None = None) -> Model:
     dtype, device = _dtype_and_device()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(base_directory, **plain)
-        network: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
-            base_directory, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **plain
+        network, report = transformers.AutoModelForCausalLM.from_pretrained(
+            base_directory, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True, **plain
         )
-    except (OSError, ValueError) as error:
-        raise InvalidRequest(f"Base model {base_directory.name!r} cannot be loaded: {error}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InvalidRequest(f"Base model {base_directory.name!r} cannot be loaded: {' '.join(str(error).split())}") from error
+    if report["missing_keys"]:  # transformers would go on with random numbers in their place
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise InvalidRequest(
+            f"Base model {base_directory.name!r} is not whole: {len(report['missing_keys'])} weights are missing ({missing})."
+        )
     model = Model(network.to(device).eval(), tokenizer)
     if adapter_directory is not None:
         model.adapter = model.engine.adapters.load(adapter_directory)
@@ -81,7 +87,7 @@ class Model:
         """Return what continues a text; 16 tokens unless `max_tokens` says otherwise."""
         return "".join(self._answer(requests.parse_completion({**options, "prompt": prompt})))
 
-    def _answer(self, request: requests.Request) -> Iterator[str]:
+    def _answer(self, request: Request) -> Iterator[str]:
         if request.n != 1:
             raise InvalidRequest(f"Invalid value for 'n': {request.n}. Expected 1 here.", param="n")
         heard: deque[Piece | TunesmithError] = deque()
@@ -99,15 +105,15 @@ class Model:
         finally:
             cancel(generations)
 
-    def start(self, request: requests.Request, hear: Hear, adapter: Adapter | None = None) -> list[Generation]:
+    def start(self, request: Request, hear: Hear, adapter: Adapter | None = None) -> list[Generation]:
         """Begin to answer; `hear` is called by the thread that steps the engine. Choices are numbered over all prompts.
 
         Raises: InvalidRequest for a prompt that is too long or cannot be rendered, Unavailable when too many are waiting.
         """
+        prompts: list[Sequence[int]]
         if isinstance(request, requests.ChatRequest):
             prompts, stop_ids, param = [self._render(request)], self._turn_ends, "messages"
         else:
-            assert isinstance(request, requests.CompletionRequest)
             prompts, stop_ids, param = [self._prompt(prompt) for prompt in request.prompts], self._text_ends, "prompt"
         for prompt in prompts:
             self.engine.check(prompt, request.sampling, param)
@@ -116,8 +122,12 @@ class Model:
             listener = _Listener(self.vocabulary, request, prompt, number * request.n, hear)
             want_prompt = listener.echo and request.sampling.top_logprobs is not None
             generations.append(Generation(prompt, request.sampling, listener, request.n, stop_ids, adapter, want_prompt))
-        for generation in generations:
-            self.engine.submit(generation)
+        try:
+            for generation in generations:
+                self.engine.submit(generation)
+        except Unavailable:
+            cancel(generations)
+            raise
         return generations
 
     def _render(self, request: requests.ChatRequest) -> list[int]:
@@ -175,7 +185,7 @@ def _text_ends(network: nn.Module, tokenizer: Any) -> frozenset[int]:
 class _Listener:
     """Turns one generation's tokens into pieces of text."""
 
-    def __init__(self, vocabulary: Vocabulary, request: requests.Request, prompt: Sequence[int], first_choice: int, hear: Hear) -> None:
+    def __init__(self, vocabulary: Vocabulary, request: Request, prompt: Sequence[int], first_choice: int, hear: Hear) -> None:
         parse_calls = isinstance(request, requests.ChatRequest) and request.parse_calls
         choices = range(first_choice, first_choice + request.n)
         self.echo = isinstance(request, requests.CompletionRequest) and request.echo

@@ -26,6 +26,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from tunesmith import processes
 from tunesmith.errors import InvalidRequest, ModelNotFound, TunesmithError
@@ -130,7 +131,7 @@ class _Server:
 
     async def models(self, _: HttpRequest) -> Response:
         """List the base and its adapters."""
-        base = {"id": self._name, "root": str(self._base), "parent": None}
+        base: dict[str, Any] = {"id": self._name, "root": str(self._base), "parent": None}
         adapters = [{"id": name, "root": str(adapter.directory), "parent": self._name} for name, adapter in self._adapters.items()]
         same = {"object": "model", "created": self._created, "owned_by": "tunesmith"}
         return _json({"object": "list", "data": [{**same, **entry} for entry in (base, *adapters)]})
@@ -166,9 +167,9 @@ class _Server:
         kind = ChatWire if isinstance(asked, requests.ChatRequest) else CompletionWire
         wire = kind(asked, name, self._model.vocabulary, pieces.num_prompt_tokens)
         if asked.stream:
-            return StreamingResponse(_events(pieces, wire), media_type="text/event-stream")
-        collecting = asyncio.create_task(pieces.all())
-        leaving = asyncio.create_task(request.receive())  # the body has been read, so all that can come is a disconnect
+            return _Stream(pieces, wire)
+        collecting = asyncio.ensure_future(pieces.all())
+        leaving = asyncio.ensure_future(request.receive())  # the body has been read, so all that can come is a disconnect
         try:
             await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
             return _json(wire.whole(collecting.result())) if collecting.done() else Response(status_code=499)
@@ -189,7 +190,7 @@ class _Pieces:
         self._generations: list[Generation] = []
 
     @classmethod
-    async def start(cls, model: chat.Model, asked: requests.Request, adapter: Adapter | None) -> _Pieces:
+    async def start(cls, model: chat.Model, asked: chat.Request, adapter: Adapter | None) -> _Pieces:
         """Begin to answer."""
         num_prompts = len(asked.prompts) if isinstance(asked, requests.CompletionRequest) else 1
         pieces = cls(num_prompts * asked.n)
@@ -220,19 +221,32 @@ class _Pieces:
         chat.cancel(self._generations)
 
 
+class _Stream(StreamingResponse):
+    """Server-sent events; when the client is gone, even before the first one, the computing stops."""
+
+    def __init__(self, pieces: _Pieces, wire: Wire) -> None:
+        super().__init__(_events(pieces, wire), media_type="text/event-stream")
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._pieces.close()
+
+
 async def _events(pieces: _Pieces, wire: Wire) -> AsyncIterator[bytes]:
     try:
         async for piece in pieces.each():
             for chunk in wire.chunks(piece):
                 yield _event(chunk)
-        last = wire.last_chunk()
-        if last is not None:
-            yield _event(last)
-        yield b"data: [DONE]\n\n"
     except TunesmithError as error:
         yield _event(error.envelope())
-    finally:
-        pieces.close()
+        return
+    last = wire.last_chunk()
+    if last is not None:
+        yield _event(last)
+    yield b"data: [DONE]\n\n"
 
 
 def _event(data: dict[str, Any]) -> bytes:

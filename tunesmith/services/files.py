@@ -64,6 +64,7 @@ class Upload:
             id=ids.new(ids.FILE), bytes=self._temp.size, created_at=int(time.time()), filename=_label(filename), purpose=purpose,
             sha256=self._temp.sha256, expires_at=None if expires_after is None else int(time.time()) + expires_after,
         )  # fmt: skip
+        # Bytes first: what goes wrong in between leaves bytes that nothing names, never a name without bytes.
         self._context.blobs.commit(self._temp, row.id)
         return files.create(self._context.db, row)
 

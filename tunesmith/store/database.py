@@ -18,7 +18,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import URL, Connection, Double, Engine, column, create_engine, event, exc, inspect, make_url, select, table
 from sqlalchemy.ext.compiler import compiles
@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 PATIENCE: Final = 30.0
 #: The first SQLite whose write-ahead log cannot be corrupted by two connections resetting it at once (3.7.0 to 3.51.2 can).
 _SAFE_WAL: Final = (3, 51, 3)
-#: Serialization failure, deadlock, lock not available, too many connections, and the server's three ways to go down.
-_TRANSIENT_STATES: Final = frozenset({"40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03"})
+#: Serialization failure, deadlock, a lock or a transaction timed out, too many connections, three ways of a server to go.
+_TRANSIENT_STATES: Final = frozenset({"40001", "40P01", "55P03", "25P03", "53300", "57P01", "57P02", "57P03"})
 _LARGEST: Final = 2**63 - 1
 _BAD_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 
@@ -70,7 +70,7 @@ class Database:
 
     @property
     def dialect(self) -> str:
-        """"sqlite" or "postgresql"."""
+        """Which of the two it is: sqlite or postgresql."""
         return self._writer.dialect.name
 
     def write(self, work: Callable[[Connection], T]) -> T:
@@ -162,7 +162,8 @@ def _engine(target: URL) -> Engine:
         event.listen(engine, "connect", _set_pragmas)
         event.listen(engine, "begin", _begin)
     else:
-        engine = create_engine(target, json_serializer=_to_json, max_overflow=15)
+        engine = create_engine(target, connect_args={"connect_timeout": 5}, json_serializer=_to_json, max_overflow=15)
+        event.listen(engine, "connect", _set_timeouts)
     event.listen(engine, "before_cursor_execute", _check_parameters)
     return engine
 
@@ -192,6 +193,13 @@ def _set_pragmas(connection: sqlite3.Connection, record: object) -> None:
         )
     connection.execute("PRAGMA synchronous=FULL")  # what was acknowledged outlives a power cut
     connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _set_timeouts(connection: Any, record: object) -> None:
+    # A host that vanishes in mid-transaction must not keep its locks until TCP notices; transactions here take milliseconds.
+    connection.execute("SET idle_in_transaction_session_timeout = '60s'")
+    connection.execute("SET lock_timeout = '5s'")
+    connection.commit()
 
 
 def _begin(conn: Connection) -> None:

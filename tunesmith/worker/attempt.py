@@ -96,7 +96,7 @@ class Attempt:
             "directory": str(self.scratch),
             "resume": self._resume_from(),
         }
-        environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+        environment = processes.COMPUTE_ENVIRONMENT | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
         with (self.directory / "log.txt").open("ab") as log:
             child = processes.spawn(
                 "tunesmith.worker.trainer", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, environment=environment

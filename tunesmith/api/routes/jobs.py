@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Header, Query, Request
 
 from tunesmith.api.dependencies import Services
-from tunesmith.api.schemas import Checkpoint, CheckpointList, CreateJob, Event, EventList, Job, JobList
+from tunesmith.api.schemas import MAX_METADATA, Checkpoint, CheckpointList, CreateJob, Event, EventList, Job, JobList
 from tunesmith.domain import jobs as domain
 from tunesmith.errors import InvalidRequest
 from tunesmith.services import Context
@@ -111,4 +111,6 @@ def _metadata(request: Request) -> dict[str, str] | Literal["null"] | None:
             return "null"
         if match := _METADATA.fullmatch(name):
             wanted[match[1]] = value
+    if len(wanted) > MAX_METADATA:
+        raise InvalidRequest(f"The filter has {len(wanted)} metadata; at most {MAX_METADATA} are accepted.", param="metadata")
     return wanted or None
