@@ -7,11 +7,15 @@ import os
 from pathlib import Path
 
 import pytest
+import tokenizers
+import torch
+import transformers
 
 from tunesmith import processes
 from tunesmith.services import bases
 from tunesmith.settings import Settings
 
+os.environ["TQDM_DISABLE"] = "1"
 for _name, _value in processes.COMPUTE_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
@@ -30,10 +34,6 @@ def smollm2() -> Path:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a random Llama (grouped queries, tied embeddings) with a byte-level tokenizer; trains in milliseconds a step."""
-    import tokenizers
-    import torch
-    import transformers
-
     directory = tmp_path_factory.mktemp("bases") / "tiny"
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))

@@ -28,9 +28,7 @@ class Settings(BaseSettings):
         default_factory=lambda: Path(platformdirs.user_cache_dir("tunesmith")),
         description="Where prepared base models are kept; may be deleted, is made again when needed.",
     )
-    database_url: str | None = Field(
-        None, description="postgresql+psycopg://... to use PostgreSQL. Default: SQLite in the data directory."
-    )
+    database_url: str | None = Field(None, description="postgresql+psycopg://... to use PostgreSQL. Default: SQLite in the data directory.")
     api_key: str | None = Field(None, description="The key clients send. Default: one is made at first start and printed once.")
     host: str = Field("127.0.0.1", description="Address to listen on; loopback unless told otherwise.")
     port: int = Field(8321, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")

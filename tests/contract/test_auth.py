@@ -9,12 +9,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-import serving
 from fastapi.routing import iter_route_contexts
-from serving import KEY, Parrot, Serving
 
 from tunesmith.api import auth
 from tunesmith.errors import InvalidRequest
+
+from . import serving
+from .serving import KEY, Parrot, Serving
 
 PUBLIC = {("GET", "/healthz"), ("GET", "/login")}
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-import serving
-from serving import BASE, TRAIN, Parrot, Serving
 from sqlalchemy import text
+
+from . import serving
+from .serving import BASE, TRAIN, Parrot, Serving
 
 MAX_FILE = 2 * 2**20
 MAX_BODY = 64 * 1024

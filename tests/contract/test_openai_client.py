@@ -11,11 +11,12 @@ from typing import Any
 
 import openai
 import pytest
-import serving
-from serving import BASE, KEY, TRAIN, Parrot, Serving
 
 from tunesmith.domain.jobs import JobError
 from tunesmith.store import jobs, queue
+
+from . import serving
+from .serving import BASE, KEY, TRAIN, Parrot, Serving
 
 #: What this run's answers are checked against; the generation endpoints and file contents are not in the subset.
 _SPECIFIED = re.compile(r"/v1(/(?:files|fine_tuning|models)(?!.*/content$).*)")

@@ -7,11 +7,12 @@ from typing import Any
 
 import httpx
 import pytest
-import serving
-from serving import BASE, TRAIN, Parrot, Serving
 
 from tunesmith.domain.jobs import JobError
 from tunesmith.store import jobs, queue
+
+from . import serving
+from .serving import BASE, TRAIN, Parrot, Serving
 
 #: The job object's keys: those of the specification and those that the live API sends besides.
 JOB_KEYS = {

@@ -128,6 +128,15 @@ def test_greedy_tokens_and_logprobs_are_those_of_one_plain_forward(machine: engi
         assert [id for id, _ in token.top] == top.tolist()
 
 
+def test_each_choice_goes_on_from_the_prompt_alone(machine: engine.Engine, network: Any) -> None:
+    heard = run(machine, sampling=Sampling(seed=1, max_tokens=20, top_logprobs=0), n=6)
+    for choice in range(6):
+        ids = heard.ids(choice)
+        logprobs_TV = reference_logprobs(network, PROMPT + ids)[len(PROMPT) - 1 : -1]
+        expected = [float(logprobs_V[id]) for logprobs_V, id in zip(logprobs_TV, ids, strict=True)]
+        assert [token.logprob for token in heard.tokens[choice]] == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_adapter(tmp_path_factory.mktemp("adapter"))

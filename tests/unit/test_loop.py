@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 import transformers
 from torch import nn
 
+from tunesmith.domain import runs
 from tunesmith.domain.jobs import Event, Request
 from tunesmith.domain.runs import Checkpoint, MetricPoint, RunResult
 from tunesmith.domain.specs import ResolvedSpec, TrainingSpec
@@ -76,7 +78,9 @@ def figures(points: list[MetricPoint]) -> list[MetricPoint]:
 
 
 @pytest.mark.parametrize("dtype,tolerance", [("float64", 1e-9), ("float32", 2e-4)])
-def test_first_twenty_losses_equal_a_plain_loop(tiny: Path, letters: tuple[Path, Path], tmp_path: Path, dtype: str, tolerance: float) -> None:
+def test_first_twenty_losses_equal_a_plain_loop(
+    tiny: Path, letters: tuple[Path, Path], tmp_path: Path, dtype: str, tolerance: float
+) -> None:
     """The same batches through transformers, PEFT, torch's AdamW and clipping, written out plainly."""
     spec = resolve(tiny, lora_dropout=0.0, n_steps=20, n_epochs=None, warmup_ratio=0.1)
     plan, _ = model.plan("lora")
@@ -138,7 +142,7 @@ def test_learning_rate_schedules(tiny: Path) -> None:
     linear = resolve(tiny, warmup_ratio=0.2)
     factors = [loop.schedule(linear, step, 10) for step in range(1, 11)]
     assert factors[0] == pytest.approx(1 / 3) and factors[2] == 1.0 and factors[-1] == pytest.approx(1 / 8)
-    assert all(a > b for a, b in zip(factors[2:], factors[3:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(factors[2:]))
     cosine = resolve(tiny, warmup_ratio=0, learning_rate_schedule="cosine")
     assert loop.schedule(cosine, 6, 10) == pytest.approx(0.5)
     assert loop.schedule(resolve(tiny, warmup_ratio=0, learning_rate_schedule="constant"), 10, 10) == 1.0
@@ -215,7 +219,7 @@ def test_divergence_is_said_with_advice(tiny: Path, letters: tuple[Path, Path], 
         network.model.layers[0].mlp.up_proj.weight.fill_(math.inf)
     network.save_pretrained(broken)
     model.load_tokenizer(tiny).save_pretrained(broken)
-    with pytest.raises(TrainingFailed, match="Step 1: the training loss is nan.*lower learning_rate_multiplier") as caught:
+    with pytest.raises(TrainingFailed, match=r"Step 1: the training loss is nan.*lower learning_rate_multiplier") as caught:
         train(broken, (letters[0], None), tmp_path / "run", n_steps=2)
     assert caught.value.code == "non_finite"
 
@@ -224,9 +228,9 @@ def test_long_and_targetless_rows_are_counted_aloud(tiny: Path, tmp_path: Path) 
     pairs = [("q", "a")] * 10 + [("q", "a" * 100)] * 3 + [("q" * 100, "a")]
     file = write_chat(tmp_path / "train.jsonl", pairs)
     _, sink = train(tiny, (file, None), tmp_path / "run", max_length=64, n_steps=1)
-    said = {event.key: event for event in sink.events}
-    assert said["truncated:training"].level == "warn" and "4 training examples are longer than max_length 64" in said["truncated:training"].message
-    assert "1 training examples have no target token" in said["dropped:training"].message and said["dropped:training"].message.endswith("lines 14.")
+    cut, dropped = (next(e for e in sink.events if e.key == key) for key in ("truncated:training", "dropped:training"))
+    assert cut.level == "warn" and "4 training examples are longer than max_length 64" in cut.message
+    assert "1 training examples have no target token" in dropped.message and dropped.message.endswith("lines 14.")
 
 
 def test_a_split_is_seeded_and_disjoint(tiny: Path, letters: tuple[Path, Path], tmp_path: Path) -> None:
@@ -240,10 +244,10 @@ def test_a_split_is_seeded_and_disjoint(tiny: Path, letters: tuple[Path, Path], 
     assert sink.points[0].full_valid_loss is not None
 
 
-@pytest.mark.parametrize("select_by,key,pick", [("full_valid_loss", "full_valid_loss", min), ("accuracy", "full_valid_mean_token_accuracy", max)])
+@pytest.mark.parametrize(
+    "select_by,key,pick", [("full_valid_loss", "full_valid_loss", min), ("accuracy", "full_valid_mean_token_accuracy", max)]
+)
 def test_select_by(select_by: str, key: str, pick: Callable[[list[float]], float]) -> None:
-    from tunesmith.domain import runs
-
     losses, accuracies = [0.9, 0.5, 0.7, 0.8, 0.9], [0.6, 0.5, 0.9, 0.7, 0.6]
     known = [
         Checkpoint(10 * n, Path(str(n)), {"full_valid_loss": loss, "full_valid_mean_token_accuracy": accuracy}, n, 0)

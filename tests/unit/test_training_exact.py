@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,9 @@ def with_lora(base: Path, spec: ResolvedSpec, dtype: torch.dtype) -> tuple[nn.Mo
     return network, masks
 
 
-def step(network: nn.Module, masks: object, examples: list[data.TokenizedExample], budget: int, seed_step: int = 7) -> tuple[float, dict[str, Tensor]]:
+def step(
+    network: nn.Module, masks: object, examples: list[data.TokenizedExample], budget: int, seed_step: int = 7
+) -> tuple[float, dict[str, Tensor]]:
     """Return the step's loss and gradients, computed as the loop does with micro-batches of `budget` tokens."""
     network.zero_grad()
     total = sum(example.num_targets for example in examples)
@@ -95,7 +98,9 @@ def test_loss_and_gradients_equal_peft(tiny: Path, examples: list[data.Tokenized
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
-def test_micro_batches_do_not_change_the_result(tiny: Path, examples: list[data.TokenizedExample], dtype: torch.dtype, dropout: float) -> None:
+def test_micro_batches_do_not_change_the_result(
+    tiny: Path, examples: list[data.TokenizedExample], dtype: torch.dtype, dropout: float
+) -> None:
     network, masks = with_lora(tiny, resolved(lora_dropout=dropout), dtype)
     whole = step(network, masks, examples, budget=10_000)
     cut = step(network, masks, examples, budget=1)  # one example each
@@ -117,7 +122,7 @@ def test_four_by_four_equals_sixteen_by_one() -> None:
     four, sixteen = resolved(batch_size=4, accumulation_steps=4), resolved(batch_size=16, accumulation_steps=1)
     rows = [[batching.rows_of_step(100, spec.examples_per_step, spec.seed, n) for n in range(1, 20)] for spec in (four, sixteen)]
     assert rows[0] == rows[1]
-    assert sorted(sum(rows[0][:7], [])) == list(range(100))  # seven steps are one pass, each example once
+    assert sorted(itertools.chain.from_iterable(rows[0][:7])) == list(range(100))  # seven steps are one pass, each example once
     assert rows[0][0] != rows[0][7]  # the next pass has another order
 
 

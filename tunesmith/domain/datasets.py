@@ -221,7 +221,7 @@ def _check_content(content: Any, *, optional: bool, where: str) -> None:
     elif isinstance(content, list):
         for part in content:
             if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise _Bad(f"{where}: 'content' has a part that is not text; only {{\"type\": \"text\", \"text\": ...}} is accepted")
+                raise _Bad(f'{where}: \'content\' has a part that is not text; only {{"type": "text", "text": ...}} is accepted')
     elif not isinstance(content, str):
         raise _Bad(f"{where}: 'content' must be a string, but is {_kind(content)}")
 

@@ -111,7 +111,6 @@ class Checkpoint:
     #: Non-padding tokens fed to the model so far.
     tokens_seen: int
 
-
     @property
     def full_valid_loss(self) -> float:
         """Its full validation loss, infinite where there was no full validation."""

@@ -341,9 +341,7 @@ def _with_plan(spec: ResolvedSpec, sink: RunSink) -> ResolvedSpec:
     return spec
 
 
-def _load_data(
-    order: Order, spec: ResolvedSpec, tokenizer: Any, sink: RunSink
-) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
+def _load_data(order: Order, spec: ResolvedSpec, tokenizer: Any, sink: RunSink) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
     """Tokenize the files, split where asked, and warn of what was cut or left out."""
     training = data.load(order.training_file, tokenizer, spec.max_length)
     validation = data.Dataset([])
