@@ -21,7 +21,7 @@ def open_model(name: str, settings: Settings) -> chat.Model:
     Raises: ModelNotFound, InvalidRequest.
     """
     if (Path(name) / "spec.json").is_file():
-        return chat.load(*Run(name).model_directories())
+        return chat.load(*Run(name, settings).model_directories())
     try:
         bases.describe(name, settings.cache_dir, settings.allowed_models)
     except ModelNotFound:

@@ -30,6 +30,7 @@ from tunesmith.errors import InvalidRequest
 from tunesmith.services import bases as base_service
 from tunesmith.settings import Settings
 from tunesmith.store import bases
+from tunesmith.training import checkpoints, defaults
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,8 +42,8 @@ _COMPARED = ("full_valid_loss", "full_valid_mean_token_accuracy")
 class Run:
     """One run folder."""
 
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
+    def __init__(self, directory: str | Path, settings: Settings | None = None) -> None:
+        self.directory, self._settings = Path(directory), settings
         if not (self.directory / "spec.json").is_file():
             raise InvalidRequest(f"{str(directory)!r} is no run folder: it has no spec.json. Hint: give the --output of `tunesmith train`.")
 
@@ -105,7 +106,7 @@ class Run:
                 continue
             if name == "model":
                 return self.directory / name, None
-            return base_service.ready(Settings.load(), self.spec["base"]).directory, self.directory / name
+            return base_service.ready(self._settings or Settings.load(), self.spec["base"]).directory, self.directory / name
         raise InvalidRequest(f"Run {str(self.directory)!r} has no model yet. Hint: the same `tunesmith train` command goes on with it.")
 
     def __repr__(self) -> str:
@@ -147,19 +148,21 @@ def train(
     spec = TrainingSpec.ask(model, hyperparameters, "train")
     training, validation = Path(data), Path(valid) if valid else None
     num_training, num_validation = _check(training, "training"), _check(validation, "validation") if validation else 0
-    base = base_service.ready(settings or Settings.load(), model)
+    settings = settings or Settings.load()
+    base = base_service.ready(settings, model)
     directory = Path(output) if output else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     with _locked(directory):
         sink = FolderSink(directory, on_metric, on_event, request)
         found = sink.begin(spec, base, {"training": training, "validation": validation})
         if found is not None and sink.run.result is not None:
-            return sink.run
-        for name, value in processes.COMPUTE_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)  # read by what is imported next
-        from tunesmith.training import checkpoints, defaults, loop  # noqa: PLC0415 - torch
+            return Run(directory, settings)
+        if "GOMP_SPINCOUNT" not in os.environ:
+            for name, value in processes.COMPUTE_ENVIRONMENT.items():
+                os.environ.setdefault(name, value)  # read by what is imported next
+        from tunesmith.training import loop  # noqa: PLC0415 - torch
 
         facts = bases.facts(base.directory)
-        resume = checkpoints.newest(directory / "checkpoints") if found else None
+        resume = sink.newest() if found else None
         if found is None or resume is None:
             resolved = defaults.resolve(spec, facts, defaults.DataFacts(num_training, num_validation))
         else:
@@ -169,7 +172,7 @@ def train(
             sink.event(Event(words, key=f"warning:{number}", level="warn"))
         order = loop.Order(resolved, base.directory, training, validation, directory, resume=resume)
         sink.finish(loop.train(order, sink))
-    return Run(directory)
+    return Run(directory, settings)
 
 
 class FolderSink:
@@ -206,7 +209,7 @@ class FolderSink:
             "data": {role: {"path": str(path), "sha256": _sha256(path)} for role, path in data.items() if path},
         }
         path = self.directory / "spec.json"
-        if not path.exists():
+        if not path.exists() or not self._has_begun():
             _write_json(path, self._head | {"resolved": None})
             return None
         there = _read_json(path)
@@ -219,6 +222,17 @@ class FolderSink:
                 )
         return ResolvedSpec.from_dict(there["resolved"]) if there["resolved"] else None
 
+    def _has_begun(self) -> bool:
+        """Whether there is anything to go on with; a run that ended over its arguments or data leaves its folder free."""
+        return bool(self.run.metrics) or any((self.directory / "checkpoints").glob("step-*"))
+
+    def newest(self) -> Path | None:
+        """Return the newest whole checkpoint, or None; one that was cut off before it was noted is made again."""
+        for directory in (self.directory / "checkpoints").glob("step-*"):
+            if not (directory / checkpoints.NOTE).is_file():
+                shutil.rmtree(directory)
+        return checkpoints.newest(self.directory / "checkpoints")
+
     def go_on_from(self, resume: Path | None) -> None:
         """Keep what the run said up to the checkpoint it goes on from; the rest is said again."""
         step = int(resume.name.removeprefix("step-")) if resume else -1
@@ -229,9 +243,9 @@ class FolderSink:
         self._last_step = points[-1]["step"] if points else -1
         self._keys = {event["key"] for event in events}
         for directory in sorted((self.directory / "checkpoints").glob("step-*")):
-            path = directory / "checkpoint.json"
-            if resume and path.is_file() and directory.name <= resume.name:
-                self._saved.append(Checkpoint(**_read_json(path) | {"directory": directory}))
+            saved = Checkpoint(**_read_json(directory / checkpoints.NOTE) | {"directory": directory})
+            if resume and saved.step <= step:
+                self._saved.append(saved)
 
     def resolved(self, spec: ResolvedSpec) -> None:
         """Write what runs into spec.json."""
@@ -259,7 +273,7 @@ class FolderSink:
         """Note the checkpoint and delete those no longer needed."""
         for name in ("metrics.jsonl", "events.jsonl"):
             _fsync(self.directory / name)
-        _write_json(checkpoint.directory / "checkpoint.json", asdict(checkpoint) | {"directory": checkpoint.directory.name})
+        _write_json(checkpoint.directory / checkpoints.NOTE, asdict(checkpoint) | {"directory": checkpoint.directory.name})
         self._saved = [*(saved for saved in self._saved if saved.step != checkpoint.step), checkpoint]
         kept = runs.listed(self._saved, self._select_by)
         for saved in self._saved:

@@ -76,6 +76,6 @@ def _call(function: Mapping[str, Any]) -> dict[str, Any]:
     arguments: Any = function["arguments"]
     try:
         arguments = json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     return {"name": function["name"], "arguments": arguments}

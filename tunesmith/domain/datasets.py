@@ -21,6 +21,8 @@ MIN_TRAINING_EXAMPLES = 10
 #: How many errors of a file are listed; all are counted.
 MAX_LISTED_ERRORS = 20
 MAX_LINE_BYTES = 10 * 2**20
+#: Longest description of one error in characters; what it quotes may be a whole line.
+_MAX_WORDS = 400
 
 _CHAT_KEYS = {"messages", "tools", "parallel_tool_calls", "functions"}
 _COMPLETION_KEYS = {"prompt", "completion"}
@@ -99,7 +101,7 @@ class _Bad(Exception):
 
     def __init__(self, words: str) -> None:
         super().__init__(words)
-        self.words = words
+        self.words = words if len(words) <= _MAX_WORDS else words[:_MAX_WORDS] + "..."
 
 
 def _error(words: str, code: str, role: Role) -> DataError:
@@ -114,14 +116,14 @@ def _invalid(errors: list[str], total: int, role: Role) -> DataError:
 
 def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     """Yield (line number, line) without a leading byte order mark and without blank lines at the end."""
-    blanks: list[int] = []
+    blanks = range(0)
     for number, line in enumerate(lines, 1):
         text = (line.removeprefix(_BOM) if number == 1 else line).strip(b" \t\r\n")
         if not text:
-            blanks.append(number)
+            blanks = range(blanks.start if blanks else number, number + 1)
             continue
         yield from ((blank, b"") for blank in blanks)
-        blanks.clear()
+        blanks = range(0)
         yield number, text
 
 
@@ -202,6 +204,9 @@ def _check_message(message: Any, where: str) -> None:
         raise _Bad(f"{where}: 'weight' is {message['weight']!r} on role '{role}'; it may be 0 or 1, on assistant messages only")
     calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
     _check_calls(calls, where)
+    for key in ("name", "tool_call_id", "refusal"):
+        if not isinstance(message.get(key) or "", str):
+            raise _Bad(f"{where}: '{key}' must be a string, but is {_kind(message[key])}")
     _check_content(message.get("content"), optional=role == "assistant" and bool(calls or message.get("refusal")), where=where)
 
 

@@ -7,7 +7,7 @@ Resolving "auto" needs facts of the model and the data and lives in `tunesmith.t
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -61,7 +61,7 @@ class Hyperparameter:
             if value not in self.choices:
                 raise problem
             return str(value)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:  # nan too
             raise problem
         if self.kind is int and value != int(value):
             raise problem
@@ -192,8 +192,8 @@ class TrainingSpec:
         checked = {name: BY_NAME[name].check(value, prefix + name) for name, value in asked.items()}
         defaults = {h.name: h.train_default if source == "train" else h.api_default for h in HYPERPARAMETERS}
         values = defaults | checked
-        if values["n_steps"] is None and values["n_epochs"] is None:
-            words = "n_steps and n_epochs are both null: nothing would end the run. Set one of them."
+        if values["n_steps"] in (None, AUTO) and values["n_epochs"] is None:
+            words = f"n_epochs is null and n_steps is {values['n_steps'] or 'null'}: nothing would end the run. Set one of them."
             raise InvalidRequest(words, param=prefix + "n_epochs")
         return cls(model, values, checked, source)
 

@@ -22,6 +22,7 @@ from tunesmith.inference import requests
 from tunesmith.inference.adapters import Adapter
 from tunesmith.inference.engine import Engine, Generation, Reason, Token
 from tunesmith.inference.text import Answer, Detokenizer, Piece, Vocabulary
+from tunesmith.training import model as training_model
 
 Message = Mapping[str, Any]
 Request = requests.ChatRequest | requests.CompletionRequest
@@ -35,32 +36,12 @@ def load(base_directory: Path, adapter_directory: Path | None = None) -> Model:
     Raises: InvalidRequest when the directory is no causal language model, or the adapter does not fit it.
     """
     transformers.utils.logging.disable_progress_bar()
-    plain: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    dtype, device = _dtype_and_device()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(base_directory, **plain)
-        network, report = transformers.AutoModelForCausalLM.from_pretrained(
-            base_directory, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True, **plain
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InvalidRequest(f"Base model {base_directory.name!r} cannot be loaded: {' '.join(str(error).split())}") from error
-    if report["missing_keys"]:  # transformers would go on with random numbers in their place
-        missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise InvalidRequest(
-            f"Base model {base_directory.name!r} is not whole: {len(report['missing_keys'])} weights are missing ({missing})."
-        )
-    model = Model(network.to(device).eval(), tokenizer)
+    dtype = torch.bfloat16 if training_model.native_bfloat16() else torch.float32
+    network = training_model.load_base(base_directory, dtype, "cuda" if torch.cuda.is_available() else "cpu")
+    model = Model(network, training_model.load_tokenizer(base_directory))
     if adapter_directory is not None:
         model.adapter = model.engine.adapters.load(adapter_directory)
     return model
-
-
-def _dtype_and_device() -> tuple[torch.dtype, str]:
-    """Choose bfloat16 where the device multiplies it natively; elsewhere it is slower than float32."""
-    if torch.cuda.is_available():
-        return (torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float32), "cuda"
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch 2.13 has no public question for this
-    return (torch.bfloat16 if supported is not None and supported() else torch.float32), "cpu"
 
 
 class Model:

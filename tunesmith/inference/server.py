@@ -28,7 +28,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from tunesmith import processes
+from tunesmith import hardware, processes
 from tunesmith.errors import InvalidRequest, ModelNotFound, TunesmithError
 from tunesmith.inference import chat, requests
 from tunesmith.inference.adapters import Adapter
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--name", required=True)
     arguments = parser.parse_args()
-    torch.set_num_threads(_physical_cores())
+    torch.set_num_threads(hardware.physical_cores())
     try:
         model = chat.load(arguments.base)
     except InvalidRequest as error:
@@ -70,16 +70,6 @@ def _work(model: chat.Model) -> None:
         model.engine.run()
     finally:
         os._exit(1)
-
-
-def _physical_cores() -> int:
-    """Count the cores this process may use; a second thread on one core has no arithmetic unit of its own."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = set()
-    for number in usable:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
-        cores.add(siblings.read_text() if siblings.exists() else str(number))
-    return len(cores)
 
 
 def create_app(model: chat.Model, name: str, base: Path) -> Starlette:

@@ -84,7 +84,7 @@ def facts(directory: Path) -> models.ModelFacts:
     return models.ModelFacts(
         architecture=next(iter(config.get("architectures") or [config.get("model_type", "unknown")])),
         num_parameters=sum(_num_parameters(path) for path in sorted(directory.glob("*.safetensors"))),
-        max_length=int(text.get("max_position_embeddings", 2048)),
+        max_length=_max_length(directory, text),
         has_chat_template=has_template,
     )
 
@@ -109,11 +109,22 @@ def _json(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def _max_length(directory: Path, config: dict[str, Any]) -> int:
+    """Return the longest context; architectures name it differently, and those without a limit do not name it."""
+    length = next((config[key] for key in ("max_position_embeddings", "n_positions", "max_seq_len") if config.get(key)), 2048)
+    if not isinstance(length, int):
+        raise _refused(directory, f"config.json gives {length!r} as its longest context; expected an integer.")
+    return length
+
+
 def _num_parameters(path: Path) -> int:
     """Count the elements that a safetensors file's header announces (8 bytes length, then JSON)."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
         if not 2 <= length <= min(_MAX_HEADER, path.stat().st_size):
             raise _refused(path.parent, f"{path.name} is not a whole safetensors file (header of {length} bytes).")
-        header = json.loads(file.read(length))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+        header = file.read(length)
+    try:
+        return sum(math.prod(tensor["shape"]) for name, tensor in json.loads(header).items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _refused(path.parent, f"{path.name} is not a whole safetensors file (its header cannot be read: {error}).") from error

@@ -18,10 +18,12 @@ from tunesmith.errors import CheckpointDamaged
 
 MANIFEST = "manifest.json"
 STATE, OPTIMIZER, RNG = "state.json", "optimizer.safetensors", "rng.safetensors"
+#: What a sink may add to a checkpoint afterwards: its metrics. Not part of what was written, and nothing is computed from it.
+NOTE = "checkpoint.json"
 
 
 def directory_name(step: int) -> str:
-    """Return the name of the checkpoint of one step; names sort as steps do."""
+    """Return the name of the checkpoint of one step; up to step 999999 names sort as steps do."""
     return f"step-{step:06d}"
 
 
@@ -49,20 +51,26 @@ def verify(directory: Path) -> None:
     Raises: CheckpointDamaged naming the file and what is wrong with it.
     """
     try:
-        files: dict[str, dict[str, Any]] = json.loads((directory / MANIFEST).read_bytes())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_bytes())
+        files = {name: (entry["sha256"], entry["bytes"]) for name, entry in manifest["files"].items()}
+        if manifest["version"] != 1:
+            raise ValueError(f"version {manifest['version']!r}, expected 1")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointDamaged(f"Checkpoint {directory.name}: its manifest cannot be read ({error}).") from error
-    for name, entry in files.items():
+    for name, written in files.items():
         path = directory / name
         if Path(name).name != name or path.is_symlink() or not path.is_file():
             raise CheckpointDamaged(f"Checkpoint {directory.name}: {name} is missing.")
-        if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
+        if (_sha256(path), path.stat().st_size) != written:
             raise CheckpointDamaged(f"Checkpoint {directory.name}: {name} is not what was written (size or SHA-256 differs).")
+    here = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
+    if extra := sorted(here - files.keys() - {MANIFEST, NOTE}):
+        raise CheckpointDamaged(f"Checkpoint {directory.name}: {extra[0]} was not written with it.")
 
 
 def newest(parent: Path) -> Path | None:
     """Return the newest whole checkpoint under `parent`, passing over damaged ones."""
-    for directory in sorted(parent.glob("step-*"), reverse=True):
+    for directory in sorted(parent.glob("step-*"), key=lambda path: (len(path.name), path.name), reverse=True):
         try:
             verify(directory)
         except CheckpointDamaged:

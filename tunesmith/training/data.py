@@ -116,7 +116,10 @@ class Renderer:
         tokens that generation will start from.
         Raises: InvalidRequest naming the example and message.
         """
-        pieces = self._chat_pieces(example) if example.messages else self._completion_pieces(example)
+        try:
+            pieces = self._chat_pieces(example) if example.messages else self._completion_pieces(example)
+        except RecursionError:
+            raise InvalidRequest(f"Example {example.line}: its tools or tool calls are nested too deeply.") from None
         ids: list[int] = []
         is_target: list[bool] = []
         for piece, targets in pieces:
@@ -143,7 +146,8 @@ class Renderer:
         for position, message in enumerate(example.messages):
             if message["role"] != "assistant":
                 continue
-            before = self._render(messages[: position + shift], tools, example.line, generation=True)
+            so_far = messages[: position + shift]
+            before = self._render(so_far, tools, example.line, generation=True) if so_far else self._opening(whole, example.line)
             through = self._render(messages[: position + shift + 1], tools, example.line)
             if not (whole.startswith(before) and whole.startswith(through) and done <= len(before) <= len(through)):
                 raise InvalidRequest(
@@ -156,6 +160,13 @@ class Renderer:
             done = len(through)
         return pieces
 
+    def _opening(self, whole: str, line: int) -> str:
+        """Return what stands before an answer that opens the conversation; no template is made to render an empty one."""
+        question = [{"role": "user", "content": "a"}]
+        header = self._render(question, None, line, generation=True).removeprefix(self._render(question, None, line))
+        before, found, _ = whole.partition(header or whole)
+        return before + found
+
     def _answer_mask(self, answer: Sequence[int]) -> list[bool]:
         """Mark an answer's tokens up to and with its end-of-turn; what a template puts after that is not the model's."""
         end = len(answer)
@@ -166,7 +177,8 @@ class Renderer:
 
     def _refuse_special_tokens(self, example: datasets.Example) -> None:
         for position, message in enumerate(example.messages, 1):
-            words = chat.text(message.get("content")) + "".join(call["name"] + call["arguments"] for call in chat.calls(message))
+            words = chat.text(message.get("content")) + (message.get("refusal") or "")
+            words += "".join(call["name"] + call["arguments"] for call in chat.calls(message))
             if found := next((token for token in self.special if token in words), None):
                 raise InvalidRequest(
                     f"Example {example.line}, message {position} contains an invalid token: {found}. "
@@ -174,8 +186,6 @@ class Renderer:
                 )
 
     def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, line: int, generation: bool = False) -> str:
-        if not messages and not generation:
-            return ""
         try:
             return str(
                 self.tokenizer.apply_chat_template(

@@ -81,6 +81,8 @@ def resolve(spec: TrainingSpec, facts: ModelFacts, data: DataFacts, adapter: Ada
         else:
             resolved[name] = asked[name]
 
+    if adapter:  # its own rank and alpha stand in for the table's defaults
+        asked |= {name: AUTO for name in ("lora_rank", "lora_alpha") if name not in spec.asked}
     settle("tuning", "lora", "auto: a causal language model is tuned by LoRA")
     settle("lora_rank", adapter.rank if adapter else 16, f"auto: as in {adapter.name}" if adapter else "auto: 16 suits most tasks")
     settle("lora_alpha", adapter.alpha if adapter else 64, f"auto: as in {adapter.name}" if adapter else "auto: scale alpha / rank = 4")

