@@ -147,7 +147,7 @@ def _option_default(option: Any) -> str:
 def endpoints() -> str:
     """Return every route with what it does and whether it needs the key."""
     with tempfile.TemporaryDirectory() as directory:
-        app = create_app(Settings(data_dir=Path(directory), cache_dir=Path(directory), api_key="none"))
+        app = create_app(Settings.load(data_dir=Path(directory), cache_dir=Path(directory), api_key="none"))
         rows = [_endpoint(route) for route in iter_route_contexts(app.routes)]
         app.state.context.close()
     return _table(["endpoint", "what it does"], sorted(rows, key=lambda row: (row[0].split()[1], row[0])))

@@ -29,7 +29,7 @@ from tunesmith.errors import InvalidRequest, Unavailable
 
 _EXAMPLES = Path(__file__).parent.parent / "examples" / "support-triage"
 #: Chosen on the validation file; see examples/support-triage/README.md.
-_METHOD: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 4, "learning_rate_multiplier": 2.0}}}
+_METHOD: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3, "learning_rate_multiplier": 2.0}}}
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.5
 _PARALLEL_QUESTIONS = 4
@@ -159,7 +159,7 @@ def _follow(client: openai.OpenAI, job_id: str, console: Console) -> Any:
                     bar.say(event.message, "yellow" if event.level == "warn" else "")
             for row in _metrics(client, job_id, last_seq):
                 last_seq = row["seq"]
-                bar.show(row)
+                bar.show(row["data"])
             if job.status in TERMINAL:
                 return job
             time.sleep(_POLL_SECONDS)
@@ -195,7 +195,7 @@ def _show(client: openai.OpenAI, url: str, job: Any, folder: Path, questions: in
         seconds[label] = time.monotonic() - started
         correct[label] = sum(answer.strip() == row[-1]["content"] for answer, row in zip(answers, rows, strict=True)) / len(rows)
         console.print(f"{label}: {seconds[label]:.0f} s; for instance {rows[0][-2]['content'][:70]!r} -> {answers[0].strip()[:70]!r}")
-    points = _metrics(client, job.id)
+    points = [row["data"] for row in _metrics(client, job.id)]
     full = [point for point in points if "full_valid_loss" in point]
     table = Table(title=f"{job.model} -> {job.fine_tuned_model}", title_justify="left")
     for column in ("", "base", "tuned", "Δ"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
@@ -12,15 +13,41 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from ..conftest import write_chat
-from .deployment import Deployment, serving
+from ..contract.serving import violations
+from .deployment import KEY, Deployment, serving
+
+
+#: Answers that OpenAI's specification describes; generation and file contents are not in the subset.
+_SPECIFIED = re.compile(r"/v1(/(?:files|fine_tuning|models)(?!.*/content$).*)")
+_checked: list[str] = []
+
+
+def check(response: Any) -> None:
+    """Hold an answer against OpenAI's specification."""
+    assert response.headers["x-request-id"].startswith("req_")
+    if path := _SPECIFIED.match(response.request.url.path):
+        assert violations(response.request.method, path[1], response.status_code, response.json()) == []
+        _checked.append(f"{response.request.method} {path[1]}")
 
 
 @pytest.fixture(scope="module")
 def deployment(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Serve, and speak through the unmodified client at its strictest."""
+
+    def read_and_check(response: httpx.Response) -> None:
+        if not response.headers["content-type"].startswith("text/event-stream"):
+            response.read()
+            check(response)
+
     with serving(tmp_path_factory.mktemp("main") / "data", model_aliases='{"gpt-4o-mini": "smollm2-135m-instruct"}') as running:
+        http = openai.DefaultHttpxClient(event_hooks={"response": [read_and_check]})
+        running.client = openai.OpenAI(
+            base_url=f"{running.url}/v1", api_key=KEY, http_client=http, max_retries=0, _strict_response_validation=True
+        )
         yield running
 
 
@@ -121,9 +148,45 @@ def test_the_first_metric_comes_soon(finished: dict[str, Any]) -> None:
     assert finished["first_metric"] < 60
 
 
-def test_training_continues_from_a_fine_tuned_model(deployment: Deployment, finished: dict[str, Any], tmp_path: Path) -> None:
+async def test_the_async_client_continues_from_the_fine_tuned_model(
+    deployment: Deployment, finished: dict[str, Any], tmp_path: Path
+) -> None:
+    async def read_and_check(response: httpx.Response) -> None:
+        if not response.headers["content-type"].startswith("text/event-stream"):
+            await response.aread()
+            check(response)
+
     train = write_chat(tmp_path / "more.jsonl", [(f"code for {n}", f"zq-{n}") for n in range(10)])
-    job = deployment.start_job(train, None, finished["job"].fine_tuned_model, n_epochs=1, batch_size=5)
-    job = deployment.await_status(job.id, ("succeeded", "failed"))
-    assert job.status == "succeeded", job.error
-    assert job.fine_tuned_model.startswith("ft:smollm2-135m-instruct:")
+    http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [read_and_check]})
+    async with openai.AsyncOpenAI(
+        base_url=f"{deployment.url}/v1", api_key=KEY, http_client=http, max_retries=0, _strict_response_validation=True
+    ) as client:
+        jobs = client.fine_tuning.jobs
+        file = await client.files.create(file=train, purpose="fine-tune")
+        method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 5}}}
+        job = await jobs.create(model=finished["job"].fine_tuned_model, training_file=file.id, method=method, metadata={"round": "2"})
+        while job.status not in ("succeeded", "failed", "cancelled"):
+            await asyncio.sleep(0.2)
+            job = await jobs.retrieve(job.id)
+        assert job.status == "succeeded", job.error
+        assert str(job.fine_tuned_model).startswith("ft:smollm2-135m-instruct:")
+        assert [found.id async for found in jobs.list(metadata={"round": "2"})] == [job.id]
+        assert len([event async for event in jobs.list_events(job.id)]) == 8  # four to start, two steps, two to end
+        (checkpoint,) = [c async for c in jobs.checkpoints.list(job.id)]
+        assert checkpoint.fine_tuned_model_checkpoint == job.fine_tuned_model
+        assert (await client.files.content(job.result_files[0])).text.startswith("step,train_loss,train_accuracy,")
+        question: Any = [{"role": "user", "content": "code for 3"}]
+        stream = await client.chat.completions.create(
+            model=str(job.fine_tuned_model), messages=question, stream=True, stream_options={"include_usage": True}, max_tokens=8, seed=1
+        )
+        chunks = [chunk async for chunk in stream]
+        assert chunks[-1].choices == [] and chunks[-1].usage is not None and chunks[-1].usage.completion_tokens > 0
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+
+
+def test_every_answer_was_held_against_the_specification() -> None:
+    seen = {re.sub(r"(ft|ftjob|file)[-:][^/]+", "*", path) for path in _checked}
+    assert seen >= {
+        "POST /files", "GET /files/*", "POST /fine_tuning/jobs", "GET /fine_tuning/jobs", "GET /fine_tuning/jobs/*",
+        "GET /fine_tuning/jobs/*/events", "GET /fine_tuning/jobs/*/checkpoints", "GET /models",
+    }  # fmt: skip

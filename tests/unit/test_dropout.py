@@ -128,5 +128,5 @@ def test_known_bits() -> None:
     assert "".join("01"[int(bit)] for bit in keep([1, 2, 3], probability=0.5, seed=42, step=7, layer=2, features=32)[2]) == KNOWN_MASK
 
 
-KNOWN_HASHES = [0, 0, 0]
-KNOWN_MASK = ""
+KNOWN_HASHES = [-2276730678435950772, -15821363813531846, -4804881631966062098]
+KNOWN_MASK = "00010111100011100010100010011001"

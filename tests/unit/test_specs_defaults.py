@@ -157,7 +157,7 @@ def test_the_columns_differ_by_source() -> None:
 
 @pytest.mark.parametrize(
     "examples,epochs",
-    [(10, 10), (12, 8), (20, 5), (25, 4), (33, 3), (34, 3), (100, 3), (8333, 3), (8334, 2), (12500, 2), (12501, 1), (1_000_000, 1), (1, 25), (3, 25)],
+    [(1, 25), (3, 25), (10, 10), (12, 8), (20, 5), (25, 4), (33, 3), (34, 3), (100, 3), (8333, 3), (8334, 2), (12500, 2), (12501, 1), (10**6, 1)],
 )  # fmt: skip
 def test_epochs_follow_the_published_rule(examples: int, epochs: int) -> None:
     resolved = resolve(data=DataFacts(examples, 0))
@@ -211,8 +211,6 @@ def test_every_value_has_a_reason() -> None:
     assert resolved.reasons["lora_rank"] == "asked" and resolved.reasons["lora_alpha"] == "default"
     for name, reason in resolve("api", **dict.fromkeys(BY_NAME, AUTO)).reasons.items():
         assert reason.startswith("auto: ") and len(reason) > 10, name
-    for name in BY_NAME:  # "auto" never survives
-        assert getattr(resolve("train", **{name: AUTO}, **({} if name == "base_learning_rate" else {})), name) != AUTO or name == "x"
     assert "only where no validation file" in resolve("train").reasons["training_split"]
     assert resolve("train", data=DataFacts(440, 0)).reasons["training_split"] == "default"
 
