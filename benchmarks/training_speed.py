@@ -47,7 +47,8 @@ def _run(dropout: str, steps: int) -> tuple[float, dict[str, object]]:
     """Train for a few steps in a process of its own; return the median step's tokens per second and the execution plan."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            sys.executable, "-m", "tunesmith.cli", "train", str(EXAMPLE), "--output", folder, "--n-steps", str(steps), "--lora-dropout", dropout,
+            sys.executable, "-m", "tunesmith.cli", "train", str(EXAMPLE), "--output", folder, "--n-steps", str(steps),
+            "--lora-dropout", dropout,
             "--training-split", "none", "--base-learning-rate", "auto", "--learning-rate-multiplier", "1",
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

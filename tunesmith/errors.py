@@ -14,6 +14,7 @@
     ├── CheckpointDamaged         500  a checkpoint directory whose manifest does not verify
     ├── LeaseLost                 500  a write whose fence is no longer the job's; never reaches a client
     └── Unavailable               503
+        └── DatabaseUnavailable
 
 A message says what is wrong, the offending value, what is accepted, and a hint where there is one.
 """
@@ -132,3 +133,7 @@ class Unavailable(TunesmithError):
 
     status = 503
     code = "unavailable"
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database cannot be opened or does not answer. No fault of a job: whoever holds one leaves it as it is."""

@@ -20,7 +20,6 @@ from ..conftest import write_chat
 from ..contract.serving import violations
 from .deployment import KEY, Deployment, serving
 
-
 #: Answers that OpenAI's specification describes; generation and file contents are not in the subset.
 _SPECIFIED = re.compile(r"/v1(/(?:files|fine_tuning|models)(?!.*/content$).*)")
 _checked: list[str] = []

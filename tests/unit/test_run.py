@@ -328,15 +328,15 @@ def test_full_tuning_leaves_a_model(home: Settings, files: tuple[Path, Path], tm
 
 def test_what_is_refused_before_anything_is_made(home: Settings, files: tuple[Path, Path], tmp_path: Path) -> None:
     few = write_chat(tmp_path / "few.jsonl", [("q", "a")] * 9)
-    with pytest.raises(InvalidRequest, match="Unknown hyperparameter 'lora_rang'. Did you mean 'lora_rank'"):
+    with pytest.raises(InvalidRequest, match=r"Unknown hyperparameter 'lora_rang'\. Did you mean 'lora_rank'"):
         train(home, files, tmp_path / "run", lora_rang=3)
-    with pytest.raises(InvalidRequest, match="training file .*nowhere.jsonl' does not exist"):
+    with pytest.raises(InvalidRequest, match=r"training file .*nowhere\.jsonl' does not exist"):
         train(home, (tmp_path / "nowhere.jsonl", None), tmp_path / "run")
-    with pytest.raises(InvalidRequest, match="validation file .*nowhere.jsonl' does not exist"):
+    with pytest.raises(InvalidRequest, match=r"validation file .*nowhere\.jsonl' does not exist"):
         train(home, (files[0], tmp_path / "nowhere.jsonl"), tmp_path / "run")
     with pytest.raises(DataError, match=r"has 9 example\(s\)"):
         train(home, (few, None), tmp_path / "run")
-    with pytest.raises(ModelNotFound, match="The model 'gpt-9' does not exist.*Bases here: smollm2-135m-instruct, tiny"):
+    with pytest.raises(ModelNotFound, match=r"The model 'gpt-9' does not exist.*Bases here: smollm2-135m-instruct, tiny"):
         tunesmith.train(files[0], model="gpt-9", output=tmp_path / "run", settings=home)
     assert not (tmp_path / "run").exists()
     with pytest.raises(InvalidRequest, match="is no run folder"):

@@ -24,7 +24,7 @@ from sqlalchemy import URL, Connection, Double, Engine, column, create_engine, e
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from tunesmith.errors import InvalidRequest, TunesmithError, Unavailable
+from tunesmith.errors import DatabaseUnavailable, InvalidRequest, TunesmithError
 from tunesmith.store import schema
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class Database:
     def open(cls, url: str) -> Database:
         """Open the database at `url`, made or migrated first if need be; safe when several processes do so at once.
 
-        Raises: InvalidRequest for another kind of database, Unavailable when it cannot be opened or is of a newer version.
+        Raises: InvalidRequest for another kind of database, DatabaseUnavailable when it cannot be opened or is of a newer version.
         """
         target = _target(url)
         db = cls(_engine(target))
@@ -62,10 +62,10 @@ class Database:
                 db.write(_migrate)
         except exc.DBAPIError as error:
             db.close()
-            raise Unavailable(f"Cannot open the database {target.render_as_string(hide_password=True)}: {error.orig}") from error
+            raise DatabaseUnavailable(f"Cannot open the database {target.render_as_string(hide_password=True)}: {error.orig}") from error
         except TunesmithError as error:
             db.close()
-            raise Unavailable(f"Cannot open the database {target.render_as_string(hide_password=True)}: {error.message}") from error
+            raise DatabaseUnavailable(f"Cannot open the database {target.render_as_string(hide_password=True)}: {error.message}") from error
         return db
 
     @property
@@ -79,7 +79,7 @@ class Database:
         It is run again from its start when another writer was in the way or the connection was lost, at most for
         `PATIENCE` seconds. A connection lost during COMMIT leaves it open whether the first run counted, so `work` must
         mean the same when it has been done already.
-        Raises: Unavailable when it never got through.
+        Raises: DatabaseUnavailable when it never got through.
         """
         return _persist(self._writer, work)
 
@@ -174,7 +174,7 @@ def _make_private(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     except OSError as error:
-        raise Unavailable(f"Cannot open the database {path}: {error.strerror}. Check the directory and who owns it.") from error
+        raise DatabaseUnavailable(f"Cannot open the database {path}: {error.strerror}. Check the directory and who owns it.") from error
 
 
 def journal_mode(version: tuple[int, ...]) -> str:
@@ -187,7 +187,7 @@ def _set_pragmas(connection: sqlite3.Connection, record: object) -> None:
     wanted = journal_mode(sqlite3.sqlite_version_info)
     got = connection.execute(f"PRAGMA journal_mode={wanted}").fetchone()[0]
     if got != wanted:
-        raise Unavailable(
+        raise DatabaseUnavailable(
             f"The database is in journal mode '{got}', set by another SQLite than this one ({sqlite3.sqlite_version}), which needs"
             f" '{wanted}'. Stop the other processes first."
         )
@@ -218,7 +218,7 @@ def _persist(engine: Engine, work: Callable[[Connection], T]) -> T:
             with engine.begin() as conn:
                 return work(conn)
         except exc.TimeoutError as error:
-            raise Unavailable("All connections to the database are in use. Try again later.") from error
+            raise DatabaseUnavailable("All connections to the database are in use. Try again later.") from error
         except exc.StatementError as error:
             if isinstance(error.orig, TunesmithError):
                 raise error.orig from None
@@ -226,7 +226,7 @@ def _persist(engine: Engine, work: Callable[[Connection], T]) -> T:
             if pause is None:
                 raise
             if time.monotonic() + pause > deadline:
-                raise Unavailable(f"The database was busy or out of reach for {PATIENCE:.0f} s. Try again later.") from error
+                raise DatabaseUnavailable(f"The database was busy or out of reach for {PATIENCE:.0f} s. Try again later.") from error
             _log.debug("trying a transaction again: %s", error.orig)
         time.sleep(pause)
 

@@ -67,7 +67,7 @@ def load_base(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
     """
     try:
         network, report = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True, **_PLAIN
+            directory, dtype=dtype, use_safetensors=True, output_loading_info=True, **_PLAIN
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise InvalidRequest(f"Base model {directory.name!r} cannot be loaded: {' '.join(str(error).split())}") from error

@@ -13,7 +13,7 @@ from types import FrameType
 from tunesmith import processes, services
 from tunesmith.domain import datasets, ids, specs
 from tunesmith.domain.jobs import MAX_CRASHES, Event, Job, JobError
-from tunesmith.errors import LeaseLost, TunesmithError
+from tunesmith.errors import DatabaseUnavailable, LeaseLost, TunesmithError
 from tunesmith.services import Context, bases
 from tunesmith.settings import Settings
 from tunesmith.store import bases as base_store
@@ -76,6 +76,8 @@ class Worker:
             Attempt(self.context, job).run(self.stopping)
         except LeaseLost as lost:
             _log.info("%s", lost.message)
+        except DatabaseUnavailable:
+            raise
         except TunesmithError as error:
             self._fail(job, error)
         except Exception as error:  # noqa: BLE001 - a fault around one job must not end the worker
@@ -102,6 +104,8 @@ class Worker:
             validate(self.context, job)
         except LeaseLost as lost:
             _log.info("%s", lost.message)
+        except DatabaseUnavailable:
+            raise
         except TunesmithError as error:
             self._fail(job, error)
         except Exception as error:  # noqa: BLE001 - as above
