@@ -44,10 +44,11 @@ types: install ## Types.
 	@$(BIN)/mypy
 
 drills: install ## Longer runs of the property and crash tests.
-	@TUNESMITH_DRILLS=1 $(BIN)/python -m pytest -q tests/unit tests/contract tests/acceptance/test_crashes.py --count-scale=10
+	@$(BIN)/python -m pytest -q tests/unit tests/contract tests/acceptance/test_crashes.py --drills
 
 bench: install ## Measure speed, memory and latency on this machine.
 	@$(BIN)/python benchmarks/training_speed.py
+	@$(BIN)/python benchmarks/first_metric.py
 	@$(BIN)/python benchmarks/api_memory.py
 
 docs: install ## Make the generated pages of docs/ again.

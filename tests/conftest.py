@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import tokenizers
 import torch
@@ -16,8 +17,25 @@ from tunesmith.services import bases
 from tunesmith.settings import Settings
 
 os.environ["TQDM_DISABLE"] = "1"
-for _name, _value in processes.COMPUTE_ENVIRONMENT.items():
-    os.environ.setdefault(_name, _value)
+processes.compute_here()
+
+hypothesis.settings.register_profile("sample", max_examples=50, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("drills", max_examples=2000, deadline=None, print_blob=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--drills", action="store_true", help="Run property tests with 2,000 examples and each kill drill 10 times.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("drills" if config.getoption("--drills") else "sample")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Repeat the tests that take a `drill` number."""
+    if "drill" in metafunc.fixturenames:
+        metafunc.parametrize("drill", range(10 if metafunc.config.getoption("--drills") else 1))
+
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"

@@ -1,4 +1,4 @@
-"""Fine-tune language models on your own machines, and be told what the curves mean.
+"""Fine-tune language models on your own machines.
 
     import tunesmith
 

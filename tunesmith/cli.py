@@ -154,12 +154,15 @@ def chat(
     model: Annotated[str, typer.Argument(help="A base, a fine-tuned model or checkpoint, or a run folder.")],
     message: Annotated[str | None, typer.Argument(help="Say this and print the answer; without it, a conversation.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
-    max_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    seed: Annotated[int | None, typer.Option()] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the likeliest token each time.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Talk to a model."""
+    from tunesmith import processes  # noqa: PLC0415
+
+    processes.compute_here()
     from tunesmith import conversation  # noqa: PLC0415
     from tunesmith.settings import Settings  # noqa: PLC0415
 
@@ -200,7 +203,7 @@ def doctor(data_dir: DataDir = None, json_output: Json = False) -> None:
 
 @app.command()
 def demo(
-    data_dir: DataDir = None,
+    data_dir: Annotated[Path, typer.Option(help="Where the demo keeps its data.")] = Path(".demo"),
     examples: Annotated[Path | None, typer.Option(help="Folder with train.jsonl, valid.jsonl, test.jsonl.")] = None,
     questions: Annotated[int, typer.Option(min=1, help="Held-out questions to ask both models.")] = 40,
     wait: Annotated[bool, typer.Option(help="Keep the server up until Ctrl-C.")] = True,
@@ -208,7 +211,7 @@ def demo(
     """Fine-tune the bundled example through a real server and the openai client."""
     from tunesmith import demo as demo_module  # noqa: PLC0415
 
-    demo_module.run(data_dir or Path(".demo"), examples, questions, wait)
+    demo_module.run(data_dir, examples, questions, wait)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith import services
 from tunesmith.errors import ModelNotFound
-from tunesmith.inference import chat
 from tunesmith.run import Run
 from tunesmith.services import bases as base_service
 from tunesmith.settings import Settings
 from tunesmith.store import bases, models
+
+if TYPE_CHECKING:
+    from tunesmith.inference import chat
 
 
 def open_model(name: str, settings: Settings) -> chat.Model:
@@ -20,8 +22,16 @@ def open_model(name: str, settings: Settings) -> chat.Model:
 
     Raises: ModelNotFound, InvalidRequest.
     """
+    base, adapter = _directories(name, settings)
+    from tunesmith.inference import chat  # noqa: PLC0415 - torch
+
+    return chat.load(base, adapter)
+
+
+def _directories(name: str, settings: Settings) -> tuple[Path, Path | None]:
+    """Return the directories of a model's base and adapter."""
     if (Path(name) / "spec.json").is_file():
-        return chat.load(*Run(name, settings).model_directories())
+        return Run(name, settings).model_directories()
     try:
         bases.describe(name, settings.cache_dir, settings.allowed_models)
     except ModelNotFound:
@@ -32,8 +42,8 @@ def open_model(name: str, settings: Settings) -> chat.Model:
             start = base_service.start(context, name)
         finally:
             context.close()
-        return chat.load(start.base, start.adapter)
-    return chat.load(base_service.ready(settings, name).directory, None)
+        return start.base, start.adapter
+    return base_service.ready(settings, name).directory, None
 
 
 def talk(model: chat.Model, message: str | None, system: str | None, sampling: dict[str, Any]) -> None:

@@ -72,7 +72,8 @@ def _draw(ax: Axes, points: Sequence[Mapping[str, Any]], panel: str) -> None:
     if panel == "token_accuracy":
         ax.set_ylim(bottom=0 if not trained else None, top=1.02)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=9, loc="upper right" if panel == "loss" else "lower right")
+        # Above the panel, where it can hide no curve.
+        ax.legend(frameon=False, fontsize=9, ncols=4, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2, handlelength=1.4)
 
 
 def _line(ax: Axes, points: Sequence[Mapping[str, Any]], key: str, **style: Any) -> None:

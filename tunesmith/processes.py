@@ -46,6 +46,12 @@ def spawn(
     )  # fmt: skip
 
 
+def compute_here() -> None:
+    """Set the compute environment in this process; it is read when torch is imported, so call this before."""
+    for name, value in COMPUTE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 def die_with_parent(number: int = signal.SIGKILL) -> None:
     """Ask the kernel to send this process signal `number` when its parent ends, however that happens."""
     if sys.platform == "linux":

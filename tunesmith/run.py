@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_MAX_ANSWER_TOKENS = 256
 _COMPARED = ("full_valid_loss", "full_valid_mean_token_accuracy")
 
 
@@ -90,14 +91,18 @@ class Run:
         return plots.figure(self.metrics, title=str(self.spec["model"]))
 
     def chat(self, prompt: str | list[dict[str, Any]], **sampling: Any) -> str:
-        """Ask the tuned model; `prompt` is a text or a list of messages. Sampling as in the chat completions API."""
+        """Ask the tuned model; `prompt` is a text or a list of messages.
+
+        Sampling as in the chat completions API; the answer has at most 256 tokens unless `max_tokens` says otherwise.
+        """
+        processes.compute_here()
         from tunesmith.inference import chat  # noqa: PLC0415 - torch
 
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if not hasattr(self, "_loaded"):
             base, adapter = self.model_directories()
             self._loaded = chat.load(base, adapter)
-        return self._loaded.chat(messages, **sampling)
+        return self._loaded.chat(messages, **{"max_tokens": _MAX_ANSWER_TOKENS, **sampling})
 
     def model_directories(self) -> tuple[Path, Path | None]:
         """Return the directory of the base and of the adapter; after full tuning the model itself and None."""
@@ -156,9 +161,7 @@ def train(
         found = sink.begin(spec, base, {"training": training, "validation": validation})
         if found is not None and sink.run.result is not None:
             return Run(directory, settings)
-        if "GOMP_SPINCOUNT" not in os.environ:
-            for name, value in processes.COMPUTE_ENVIRONMENT.items():
-                os.environ.setdefault(name, value)  # read by what is imported next
+        processes.compute_here()
         from tunesmith.training import loop  # noqa: PLC0415 - torch
 
         facts = bases.facts(base.directory)

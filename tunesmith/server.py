@@ -53,7 +53,8 @@ def _listen(settings: Settings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
-        words = f"Cannot listen on {settings.host} port {settings.port}: {error.strerror or error}. Hint: --port 0 takes a free one."
+        why = str(error.strerror or error).partition(" (while")[0]  # Python adds the address, which is said already
+        words = f"Cannot listen on {settings.host} port {settings.port}: {why}. Hint: --port 0 takes a free one."
         raise InvalidRequest(words, param="port") from error
 
 

@@ -22,7 +22,7 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("tunesmith")),
-        description="Where everything is kept: database, files, base models, checkpoints.",
+        description="Where everything is kept: database, files, checkpoints, models.",
     )
     cache_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_cache_dir("tunesmith")),

@@ -44,7 +44,7 @@ def kill(deployment: Deployment, module: str) -> None:
     process.kill()
 
 
-def test_killed_trainer_and_worker_leave_no_trace_in_the_result(deployment: Deployment, letters: tuple[Path, Path]) -> None:
+def test_killed_trainer_and_worker_leave_no_trace_in_the_result(deployment: Deployment, letters: tuple[Path, Path], drill: int) -> None:
     whole = deployment.await_status(start(deployment, letters).id, ("succeeded", "failed"))
     assert whole.status == "succeeded", whole.error
 

@@ -60,6 +60,7 @@ TORCH_FREE = {"training", "training.defaults", "training.checkpoints", "inferenc
 LATE = {
     "cli": {"server", "settings", "worker.worker", "progress", "run", "conversation", "doctor", "demo"},
     "run": {"plots", "inference.chat", "training.loop"},
+    "conversation": {"inference.chat"},
     "doctor": {"training.model"},
     "store.database": {"store.migrations.upgrade"},  # alembic
 }

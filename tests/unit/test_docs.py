@@ -104,7 +104,7 @@ def test_every_endpoint() -> None:
 
 @pytest.mark.parametrize("endpoint", [generation.CHAT, generation.COMPLETIONS])
 def test_every_generation_parameter(endpoint: Any) -> None:
-    names = {*generation._OBEYED[endpoint], *generation._IGNORED[endpoint], *generation._REFUSED[endpoint]}
+    names = {*generation.OBEYED[endpoint], *generation.IGNORED[endpoint], *generation.REFUSED[endpoint]}
     assert missing(sorted(names), text("api.md").split("## Chat completions", 1)[1]) == []
 
 

@@ -22,7 +22,7 @@ _BOTH = {
 }  # fmt: skip
 
 #: Checked and sent on. Where only some values of one can be obeyed, the others are refused.
-_OBEYED: Mapping[Endpoint, frozenset[str]] = {
+OBEYED: Mapping[Endpoint, frozenset[str]] = {
     CHAT: frozenset(_BOTH | {
         "audio", "function_call", "functions", "max_completion_tokens", "messages", "modalities",
         "response_format", "tool_choice", "tools", "top_logprobs", "web_search_options",
@@ -31,7 +31,7 @@ _OBEYED: Mapping[Endpoint, frozenset[str]] = {
 }  # fmt: skip
 
 #: They say who pays, what is kept or how fast it should go; the text is the same without them.
-_IGNORED: Mapping[Endpoint, frozenset[str]] = {
+IGNORED: Mapping[Endpoint, frozenset[str]] = {
     CHAT: frozenset({
         "metadata", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
         "safety_identifier", "service_tier", "store", "user",
@@ -40,7 +40,7 @@ _IGNORED: Mapping[Endpoint, frozenset[str]] = {
 }  # fmt: skip
 
 #: They would change the text and are not implemented: name -> the values that ask for what happens anyway.
-_REFUSED: Mapping[Endpoint, Mapping[str, tuple[Any, ...]]] = {
+REFUSED: Mapping[Endpoint, Mapping[str, tuple[Any, ...]]] = {
     CHAT: {
         "moderation": (None,),
         "parallel_tool_calls": (None, True),
@@ -56,7 +56,7 @@ def check(endpoint: Endpoint, body: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises: InvalidRequest naming the parameter that is unknown, wrong or not supported.
     """
-    obeyed, ignored, refused = _OBEYED[endpoint], _IGNORED[endpoint], _REFUSED[endpoint]
+    obeyed, ignored, refused = OBEYED[endpoint], IGNORED[endpoint], REFUSED[endpoint]
     for name, value in body.items():
         if name in refused and value not in refused[name]:
             accepted = " or ".join("null" if choice is None else repr(choice) for choice in refused[name])

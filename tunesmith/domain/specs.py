@@ -41,10 +41,10 @@ class Hyperparameter:
         else:
             words = "an integer" if self.kind is int else "a number"
             if self.minimum is not None:
-                words += f" {'>' if self.exclusive in ('minimum', 'both') else '>='} {self.minimum:g}"
+                words += f" {'>' if self.exclusive in ('minimum', 'both') else '>='} {self.minimum:.12g}"
             if self.maximum is not None:
                 joint = " and" if self.minimum is not None else ""
-                words += f"{joint} {'<' if self.exclusive in ('maximum', 'both') else '<='} {self.maximum:g}"
+                words += f"{joint} {'<' if self.exclusive in ('maximum', 'both') else '<='} {self.maximum:.12g}"
         if AUTO not in self.choices:
             words += ", 'auto'"
         return words + (" or null" if self.none else "")

@@ -21,14 +21,14 @@ _COMPLETION_MAX_TOKENS = 16  # OpenAI's default on the legacy endpoint
 _SEED_BITS = 63
 
 #: Fields that are accepted only in a form that changes nothing: name -> that form's test and its words.
-_REFUSED_CHAT: Mapping[str, tuple[Any, str]] = {
+REFUSED_CHAT: Mapping[str, tuple[Any, str]] = {
     "audio": ((None,), "null"),
     "function_call": ((None, "auto", "none"), "'auto' or 'none'"),
     "functions": ((None, []), "null; use 'tools'"),
     "modalities": ((None, ["text"]), "['text']"),
     "web_search_options": ((None,), "null"),
 }
-_REFUSED_COMPLETION: Mapping[str, tuple[Any, str]] = {"suffix": ((None, ""), "null")}
+REFUSED_COMPLETION: Mapping[str, tuple[Any, str]] = {"suffix": ((None, ""), "null")}
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def parse(path: str, body: Mapping[str, Any]) -> ChatRequest | CompletionRequest
 
 def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     """Check the body of a chat completion request."""
-    _refuse(body, _REFUSED_CHAT)
+    _refuse(body, REFUSED_CHAT)
     _check_response_format(body.get("response_format"))
     tools, choice = _tools(body.get("tools")), body.get("tool_choice")
     if choice not in (None, "auto", "none"):
@@ -102,7 +102,7 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
 
 def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:
     """Check the body of a legacy completion request."""
-    _refuse(body, _REFUSED_COMPLETION)
+    _refuse(body, REFUSED_COMPLETION)
     n = _integer(body, "n", 1, MAX_CHOICES) or 1
     if body.get("best_of") not in (None, n):
         raise _invalid("best_of", body["best_of"], f"null or the same as 'n' ({n})")
