@@ -31,7 +31,7 @@ _EXAMPLES = Path(__file__).parent.parent / "examples" / "support-triage"
 #: Chosen on the validation file; see examples/support-triage/README.md.
 _METHOD: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3, "learning_rate_multiplier": 2.0}}}
 _START_SECONDS = 60.0
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 1.0
 _PARALLEL_QUESTIONS = 4
 _MAX_ANSWER_TOKENS = 48
 
@@ -177,10 +177,9 @@ def _new_events(client: openai.OpenAI, job_id: str, seen: set[str]) -> list[Any]
 
 
 def _metrics(client: openai.OpenAI, job_id: str, after: int = 0) -> list[dict[str, Any]]:
-    url = str(client.base_url).replace("/v1/", f"/api/jobs/{job_id}/metrics")
-    answer = httpx.get(url, params={"after": after, "limit": 1000}, headers={"Authorization": f"Bearer {client.api_key}"})
-    answer.raise_for_status()
-    rows: list[dict[str, Any]] = answer.json()["data"]
+    """Return the figures numbered above `after`; they are beside OpenAI's API, at /api."""
+    answer: Any = client.get(f"/../api/jobs/{job_id}/metrics", cast_to=object, options={"params": {"after": after, "limit": 1000}})
+    rows: list[dict[str, Any]] = answer["data"]
     return rows
 
 
@@ -194,10 +193,11 @@ def _show(client: openai.OpenAI, url: str, job: Any, folder: Path, questions: in
             answers = _ask(client, name, rows)
         seconds[label] = time.monotonic() - started
         correct[label] = sum(answer.strip() == row[-1]["content"] for answer, row in zip(answers, rows, strict=True)) / len(rows)
-        console.print(f"{label}: {seconds[label]:.0f} s; for instance {rows[0][-2]['content'][:70]!r} -> {answers[0].strip()[:70]!r}")
+        console.print(f"{label} ({seconds[label]:.0f} s): {rows[0][-2]['content'][:60]!r} -> {answers[0].strip()[:60]!r}", soft_wrap=True)
     points = [row["data"] for row in _metrics(client, job.id)]
     full = [point for point in points if "full_valid_loss" in point]
-    table = Table(title=f"{job.model} -> {job.fine_tuned_model}", title_justify="left")
+    print(f"{job.model} -> {job.fine_tuned_model}")
+    table = Table()
     for column in ("", "base", "tuned", "Δ"):
         table.add_column(column, justify="left" if not column else "right")
     for name in ("full_valid_loss", "full_valid_mean_token_accuracy"):

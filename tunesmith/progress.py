@@ -28,6 +28,7 @@ class RunProgress:
             console=console,
             expand=True,
             speed_estimate_period=120,
+            refresh_per_second=2,
         )
         self._task = self._progress.add_task("preparing", total=None, figures="")
 

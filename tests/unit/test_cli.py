@@ -223,7 +223,7 @@ def test_a_busy_port_is_a_clear_error(environment: dict[str, str]) -> None:
     [
         ({"TUNESMITH_PORT": "99999"}, "Setting 'port' (environment TUNESMITH_PORT) has value '99999': Input should be less than or equal"),
         ({"TUNESMITH_MODEL_IDLE_SECONDS": "soon"}, "TUNESMITH_MODEL_IDLE_SECONDS"),
-        ({"TUNESMITH_DATABASE_URL": "nonsense"}, "nonsense"),
+        ({"TUNESMITH_DATABASE_URL": "nonsense"}, "The database URL cannot be read. Expected postgresql"),
     ],
 )
 def test_a_bad_setting_is_named(main: Callable[..., tuple[int, str, str]], more: dict[str, str], words: str) -> None:

@@ -86,7 +86,9 @@ class Attempt:
         context, job = self.context, self.job
         start = bases.start(context, job.model, self._keep_lease)
         self.published.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.scratch.mkdir(mode=0o700, exist_ok=True)
+        for leftover in self.directory.glob("attempt-*"):  # of attempts whose worker died
+            shutil.rmtree(leftover, ignore_errors=True)
+        self.scratch.mkdir(mode=0o700)
         order = {
             "spec": self.spec.to_dict(),
             "base": str(start.base),
