@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "conversation": {"run", "services", "store", "inference.chat", "settings", "errors"},
     "doctor": {"store", "domain", "training.model", "settings", "errors"},
     "demo": {"domain", "plots", "processes", "progress", "errors"},
-    "cli": {"domain", "errors", "server", "worker", "run", "progress", "conversation", "doctor", "demo", "settings"},
+    "cli": {"domain", "errors", "server", "worker", "run", "progress", "conversation", "doctor", "demo", "processes", "settings"},
     "": {"run", "errors"},  # the package itself: its public names
 }
 #: Library -> the only places that may import it.
@@ -58,15 +58,14 @@ HOMES: dict[str, set[str]] = {
 TORCH_FREE = {"training", "training.defaults", "training.checkpoints", "inference", "inference.backend", "inference.requests"}
 #: What may be imported inside a function, so that `tunesmith --help` and `import tunesmith` stay quick.
 LATE = {
-    "cli": {"server", "settings", "worker.worker", "progress", "run", "conversation", "doctor", "demo"},
+    "cli": {"server", "settings", "processes", "worker.worker", "progress", "run", "conversation", "doctor", "demo"},
     "run": {"plots", "inference.chat", "training.loop"},
     "conversation": {"inference.chat"},
     "doctor": {"training.model"},
     "store.database": {"store.migrations.upgrade"},  # alembic
 }
-#: Who reads the environment: the settings; what is passed to children; the demo, which hands its TUNESMITH_* on; and
-#: `train`, which sets what a library reads when it is imported.
-ENVIRONMENT = {"settings", "processes", "demo", "run"}
+#: Who reads the environment: the settings; what is passed to children; and the demo, which hands its TUNESMITH_* on.
+ENVIRONMENT = {"settings", "processes", "demo"}
 
 
 def short(module: str) -> str:

@@ -193,9 +193,9 @@ def test_a_finished_run_is_returned_as_it_is(done: tunesmith.Run, home: Settings
     assert before == {path: path.stat().st_mtime_ns for path in done.directory.rglob("*") if path.name != ".lock"}
 
 
-@pytest.mark.parametrize("question", [1, 8, 14])
+@pytest.mark.parametrize("question", [1, 8, 9, 14])
 def test_an_interrupted_run_goes_on(done: tunesmith.Run, home: Settings, files: tuple[Path, Path], tmp_path: Path, question: int) -> None:
-    """Stopped in the base evaluation, in a step and in a later one: the same bits in the end, each step there once."""
+    """Stopped in the base evaluation, in step 5, in its evaluation and in a later step: the same bits in the end, each step there once."""
     cut = train(home, files, tmp_path / "run", request=pause_at(question))
     assert cut.result is None and (tmp_path / "run" / "loss.png").is_file() and len(cut.metrics) < 11
     with pytest.raises(InvalidRequest, match="has no model yet"):
@@ -207,6 +207,18 @@ def test_an_interrupted_run_goes_on(done: tunesmith.Run, home: Settings, files: 
     assert [(e["key"], e["message"]) for e in whole.events] == [(e["key"], e["message"]) for e in done.events]
     assert heard == list(range(heard[0], 11))
     assert sorted(path.name for path in (whole.directory / "checkpoints").iterdir()) == ["step-000005", "step-000010"]
+
+
+def test_a_step_said_after_its_checkpoint_is_not_said_again(
+    done: tunesmith.Run, home: Settings, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Paused in the evaluation of step 5, gone on with, killed once its figures were out: the checkpoint is still the old one."""
+    train(home, files, tmp_path / "run", request=pause_at(9))
+    for name in ("metrics.jsonl", "events.jsonl"):
+        shutil.copy(done.directory / name, tmp_path / "run" / name)
+    run = train(home, files, tmp_path / "run")
+    assert timeless(run.metrics) == timeless(done.metrics) and run.result == done.result and bits(run) == bits(done)
+    assert {event["key"]: event["message"] for event in run.events} == {event["key"]: event["message"] for event in done.events}
 
 
 def torn(directory: Path) -> None:
@@ -222,12 +234,19 @@ def unheard(directory: Path) -> None:
     (directory / "checkpoints" / "step-000010" / "checkpoint.json").unlink()
 
 
+def lost(directory: Path) -> None:
+    """A kill before the last checkpoint: five steps were said that no checkpoint knows."""
+    shutil.rmtree(directory / "checkpoints" / "step-000010")
+
+
 def damaged(directory: Path) -> None:
     with (directory / "checkpoints" / "step-000010" / "adapter_model.safetensors").open("r+b") as file:
         file.write(b"\xff")
 
 
-@pytest.mark.parametrize("accident", [lambda directory: None, torn, unheard, damaged], ids=["end", "torn", "unheard", "damaged"])
+@pytest.mark.parametrize(
+    "accident", [lambda directory: None, torn, unheard, lost, damaged], ids=["end", "torn", "unheard", "lost", "damaged"]
+)
 def test_a_crash_near_the_end_is_made_good(
     done: tunesmith.Run, home: Settings, files: tuple[Path, Path], tmp_path: Path, accident: Callable[[Path], None]
 ) -> None:
