@@ -49,7 +49,7 @@ def test_the_openai_code_works(folder: Path, smollm2: Path, tmp_path: Path) -> N
 
 
 def test_the_code_without_a_server_works(folder: Path, smollm2: Path) -> None:
-    block = code("import tunesmith").replace("n_epochs=4", "n_epochs=4, n_steps=2")
+    block = code("import tunesmith").replace("n_epochs=3", "n_epochs=3, n_steps=2")
     done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     (run,) = (folder / "runs").iterdir()
