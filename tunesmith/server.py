@@ -72,7 +72,7 @@ class WorkerSupervisor:
     """Keeps one worker process alive. Its thread starts the worker, which dies with it."""
 
     def __init__(self, settings: Settings) -> None:
-        self._environment = settings.environment()
+        self._environment = settings.environment() | processes.download_environment()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="worker-supervisor")
 

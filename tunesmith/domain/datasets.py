@@ -5,7 +5,7 @@ Codes and wording follow OpenAI's: "Example N" is the line's number, "message M"
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,7 +75,7 @@ def check(lines: Iterable[bytes], role: Role = "training") -> Summary:
             if len(errors) < MAX_LISTED_ERRORS:
                 errors.append(bad.words)
     if errors:
-        raise _invalid(errors, total, role)
+        raise invalid(errors, total, role)
     if num_examples == 0:
         raise _error(f"The {role} file is empty: it has no examples.", "invalid_n_examples", role)
     if role == "training" and num_examples < MIN_TRAINING_EXAMPLES:
@@ -108,10 +108,12 @@ def _error(words: str, code: str, role: Role) -> DataError:
     return DataError(words, code=code, param=f"{role}_file")
 
 
-def _invalid(errors: list[str], total: int, role: Role) -> DataError:
+def invalid(errors: Sequence[str], total: int, role: Role, code: str = "", cause: str = "") -> DataError:
+    """Return the error that lists `errors`, the first of `total`."""
     counted = "" if total == 1 else f" ({total} errors" + (f"; the first {len(errors)} are shown)" if total > len(errors) else ")")
-    words = f"The job failed due to an invalid {role} file. Invalid file format. " + "; ".join(errors) + counted
-    return _error(words, f"invalid_{role}_file", role)
+    cause = cause or f"an invalid {role} file"
+    words = f"The job failed due to {cause}. Invalid file format. " + "; ".join(errors) + counted
+    return _error(words, code or f"invalid_{role}_file", role)
 
 
 def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:

@@ -165,6 +165,8 @@ ADAM_EPS = 1e-8
 WEIGHT_DECAY = 0.0
 MAX_GRAD_NORM = 1.0
 
+MAX_LEARNING_RATE = 1e-2
+
 Source = Literal["train", "api"]
 
 
@@ -205,6 +207,29 @@ class TrainingSpec:
     def from_dict(cls, data: Mapping[str, Any]) -> TrainingSpec:
         """Read what `to_dict` wrote, checking it again."""
         return cls.ask(data["model"], data["asked"], data["source"])
+
+
+def check_together(values: Mapping[str, Value], asked: Mapping[str, Value], *, has_validation: bool, prefix: str = "") -> None:
+    """Check what can be known of the values together before model and data are; "auto" contradicts nothing.
+
+    Raises: InvalidRequest.
+    """
+    base, multiplier = values["base_learning_rate"], values["learning_rate_multiplier"]
+    if isinstance(base, (int, float)) and isinstance(multiplier, (int, float)) and not 0 < base * multiplier <= MAX_LEARNING_RATE:
+        raise InvalidRequest(
+            f"base_learning_rate {base:g} x learning_rate_multiplier {multiplier:g} = {base * multiplier:g}; "
+            f"the learning rate must lie in (0, {MAX_LEARNING_RATE:g}]. "
+            "Hint: leave base_learning_rate on 'auto' and give a multiplier near 1, or set it to 1 and give the rate itself.",
+            param=prefix + "learning_rate_multiplier",
+        )
+    if values["select_by"] == "f1_macro":
+        words = "select_by 'f1_macro' needs a classification run; a language model has 'last', 'full_valid_loss' or 'accuracy'."
+        raise InvalidRequest(words, param=prefix + "select_by")
+    if has_validation or values["training_split"] not in (None, AUTO):
+        return
+    for name, unused in {"stop_eval_loss": None, "early_stopping_patience": None, "select_by": "last"}.items():
+        if asked.get(name, unused) not in (unused, AUTO):
+            raise InvalidRequest(f"{name} needs validation data: give a validation file or a training_split.", param=prefix + name)
 
 
 @dataclass(frozen=True)

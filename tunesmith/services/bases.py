@@ -11,18 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith import processes, services
-from tunesmith.errors import ModelNotFound, Unavailable
+from tunesmith.errors import CheckpointDamaged, ModelNotFound, Unavailable
 from tunesmith.settings import Settings
 from tunesmith.store import bases, models
+from tunesmith.training import checkpoints
 
 _POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where training starts: a base's weights, and the adapter it continues from."""
+    """Where training starts: whole weights, and the adapter it continues from."""
 
+    #: The catalogue's or the administrator's name of the base that all began with; new models are named after it.
     base_name: str
+    #: The name of the weights in `base`: `base_name`, or a fully tuned model of ours.
+    weights: str
     base: Path
     adapter: Path | None = None
     adapter_rank: int = 0
@@ -50,18 +54,36 @@ def ready(settings: Settings, name: str, heed: Callable[[], None] = lambda: None
 
 def start(context: services.Context, name: str, heed: Callable[[], None] = lambda: None) -> Start:
     """Return where training of model `name` starts: a base, or a fine-tuned model or checkpoint of ours."""
-    settings = context.settings
     try:
         row = models.get(context.db, name)
     except ModelNotFound:
-        base = ready(settings, name, heed)
-        return Start(base.name, base.directory)
-    directory = settings.data_dir / row.directory
+        base = ready(context.settings, name, heed)
+        return Start(base.name, base.name, base.directory)
+    directory = verified(context, row)
     if row.kind == "full":
-        return Start(row.base, directory)
+        return Start(row.base, row.name, directory)
     config = json.loads((directory / "adapter_config.json").read_bytes())
-    base = ready(settings, row.base, heed)
-    return Start(base.name, base.directory, directory, int(config["r"]), float(config["lora_alpha"]))
+    below = start(context, row.base, heed)  # what the adapter was trained on: a base, or a fully tuned model
+    return Start(below.base_name, below.weights, below.base, directory, int(config["r"]), float(config["lora_alpha"]))
+
+
+def verified(context: services.Context, row: models.ModelRow) -> Path:
+    """Return the directory of a model of ours once its manifest verifies; each is read whole once in a process.
+
+    Raises: CheckpointDamaged.
+    """
+    directory = context.settings.data_dir / row.directory
+    if directory not in _verified:
+        try:
+            checkpoints.verify(directory)
+        except CheckpointDamaged as damaged:
+            words = f"The model '{row.name}' cannot be used. {damaged.message} Hint: use another checkpoint of job {row.job_id}."
+            raise CheckpointDamaged(words) from damaged
+        _verified.add(directory)
+    return directory
+
+
+_verified: set[Path] = set()
 
 
 def _wait_for(descriptor: int, heed: Callable[[], None]) -> None:
@@ -75,7 +97,10 @@ def _wait_for(descriptor: int, heed: Callable[[], None]) -> None:
 
 
 def _obtain(base: bases.Base, heed: Callable[[], None]) -> None:
-    child = processes.spawn("tunesmith.training.bases", base.name, "--to", str(base.directory), stderr=subprocess.PIPE)
+    environment = processes.download_environment()
+    child = processes.spawn(
+        "tunesmith.training.bases", base.name, "--to", str(base.directory), stderr=subprocess.PIPE, environment=environment
+    )
     try:
         while True:
             try:

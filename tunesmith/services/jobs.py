@@ -12,7 +12,7 @@ from typing import Any
 
 from tunesmith.domain import ids
 from tunesmith.domain.jobs import Job
-from tunesmith.domain.specs import AUTO, TrainingSpec
+from tunesmith.domain.specs import AUTO, TrainingSpec, check_together
 from tunesmith.errors import FileNotFound, InvalidRequest, ModelNotFound
 from tunesmith.services import Context
 from tunesmith.services import files as file_services
@@ -51,6 +51,7 @@ def create(context: Context, new: NewJob, *, retried: bool = False) -> Job:
         if known is not None:
             return known
     spec = TrainingSpec.ask(_trainable(context, new.model), new.hyperparameters or {}, "api", prefix=new.prefix)
+    check_together(spec.values, spec.asked, has_validation=new.validation_file is not None, prefix=new.prefix)
     for param in ("training_file", "validation_file"):
         _check_file(context, getattr(new, param), param)
     if new.suffix is not None and (":" in new.suffix or "/" in new.suffix):

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.errors import CheckpointDamaged, ModelNotFound, PermissionDenied
+from tunesmith.errors import ModelNotFound, PermissionDenied
 from tunesmith.services import Context
 from tunesmith.services import bases as base_services
 from tunesmith.store import bases, models
@@ -60,20 +60,15 @@ def canonical(context: Context, name: str) -> str:
 def resolve(context: Context, name: str) -> Target:
     """Return where the weights of `name` are, its base obtained first if need be; that may take minutes.
 
-    Raises: ModelNotFound; CheckpointDamaged when the directory of a model of ours is gone; Unavailable when its base cannot
+    Raises: ModelNotFound; CheckpointDamaged when the files of a model of ours are not what was written; Unavailable when its base cannot
     be had.
     """
     base = _base(context, name)
     if base is not None:
         return Target(base.name, base.name, base_services.ready(context.settings, base.name).directory, None)
     row = _tuned(context, name)
-    directory = context.settings.data_dir / row.directory
-    if not directory.is_dir():
-        raise CheckpointDamaged(f"The model '{name}' has lost its files (step {row.step} of job {row.job_id}). Hint: train it again.")
-    if row.kind == "full":
-        return Target(row.name, row.name, directory, None)
-    base = base_services.ready(context.settings, row.base)
-    return Target(row.name, base.name, base.directory, directory)
+    start = base_services.start(context, row.name)
+    return Target(row.name, start.weights, start.base, start.adapter)
 
 
 def delete(context: Context, name: str) -> None:

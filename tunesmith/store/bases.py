@@ -47,7 +47,7 @@ def describe(name: str, cache_dir: Path, allowed: Sequence[str]) -> Base:
             if name in (entry, Path(entry).name):
                 return Base(Path(entry).name, "directory", Path(entry))
         elif name == entry:
-            return Base(name, "hub", cache_dir / "bases" / models.label(name))
+            return Base(name, "hub", cache_dir / "bases" / name.replace("/", "--"))
     raise ModelNotFound(name, f"Bases here: {', '.join(names(allowed))}. Others need the setting allowed_models.")
 
 
@@ -83,10 +83,15 @@ def facts(directory: Path) -> models.ModelFacts:
     has_template = (directory / "chat_template.jinja").is_file() or "chat_template" in _json(directory / "tokenizer_config.json")
     return models.ModelFacts(
         architecture=next(iter(config.get("architectures") or [config.get("model_type", "unknown")])),
-        num_parameters=sum(_num_parameters(path) for path in sorted(directory.glob("*.safetensors"))),
+        num_parameters=sum(_num_parameters(path) for path in _weights(directory)),
         max_length=_max_length(directory, text),
         has_chat_template=has_template,
     )
+
+
+def _weights(directory: Path) -> list[Path]:
+    """Return the files that hold the model; a checkpoint of full tuning has the optimizer's beside them."""
+    return sorted(directory.glob("model*.safetensors")) or sorted(directory.glob("*.safetensors"))
 
 
 def _refused(directory: Path, words: str) -> InvalidRequest:

@@ -23,6 +23,7 @@ class ModelRow:
 
     name: str
     job_id: str
+    #: The base; of an adapter, what it was trained on: a base or a fully tuned model.
     base: str
     #: The optimizer step whose weights it has.
     step: int
@@ -46,7 +47,7 @@ def list(db: Database) -> Sequence[ModelRow]:
 def delete(db: Database, name: str) -> ModelRow:
     """Forget a model or checkpoint and return what it was; its directory is the caller's to delete.
 
-    Raises: ModelNotFound; InvalidRequest while a job that starts from it is not over.
+    Raises: ModelNotFound; InvalidRequest while a job that starts from it is not over, or an adapter of ours sits on it.
     """
 
     def write(conn: Connection) -> ModelRow:
@@ -55,6 +56,9 @@ def delete(db: Database, name: str) -> ModelRow:
         job = conn.execute(query.limit(1)).one_or_none()
         if job is not None:
             raise InvalidRequest(f"Model {name} is needed by job {job.id} (status '{job.status}'). Cancel or await it.", param="model")
+        above = conn.execute(select(_models.c.name).where(_models.c.base == name).limit(1)).scalar_one_or_none()
+        if above is not None:
+            raise InvalidRequest(f"Model {name} is what {above} was trained on, and is needed by it. Delete that one first.", param="model")
         conn.execute(sql_delete(_models).where(_models.c.name == name))
         return row
 

@@ -62,16 +62,14 @@ def load(path: Path, tokenizer: Any, max_length: int, role: datasets.Role = "tra
         datasets.check(file, role)
     dataset = Dataset([])
     renderer = Renderer(tokenizer)
+    errors: list[str] = []
     with path.open("rb") as file:
         for example in datasets.read(file):
             try:
                 tokenized = renderer.tokenize(example)
             except InvalidRequest as error:
-                raise DataError(
-                    f"The job failed due to a file format error in the {role} file. Invalid file format. {error.message}",
-                    code="invalid_file_format",
-                    param=f"{role}_file",
-                ) from error
+                errors.append(error.message)
+                continue
             if len(tokenized) > max_length:
                 dataset.truncated_lines.append(example.line)
                 tokenized = TokenizedExample(example.line, tokenized.ids_T[:max_length], tokenized.is_target_T[:max_length])
@@ -79,6 +77,9 @@ def load(path: Path, tokenizer: Any, max_length: int, role: datasets.Role = "tra
                 dataset.examples.append(tokenized)
             else:
                 dataset.dropped_lines.append(example.line)
+    if errors:
+        cause = f"a file format error in the {role} file"
+        raise datasets.invalid(errors[: datasets.MAX_LISTED_ERRORS], len(errors), role, "invalid_file_format", cause)
     if not dataset.examples:
         raise DataError(
             f"The {role} file has no example with target tokens within {max_length} tokens. Hint: raise max_length or shorten the prompts.",

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.domain.models import ModelFacts
-from tunesmith.domain.specs import AUTO, BY_NAME, ResolvedSpec, TrainingSpec, Value
+from tunesmith.domain.specs import AUTO, BY_NAME, ResolvedSpec, TrainingSpec, Value, check_together
 from tunesmith.errors import InvalidRequest
 
 #: OpenAI's published data preparation notebook: aim at 3 passes, within 100 to 25,000 examples seen, 1 to 25 passes.
 _TARGET_EPOCHS, _MIN_SEEN, _MAX_SEEN, _MAX_EPOCHS = 3, 100, 25_000, 25
 _MAX_LENGTH = 2048
-_MAX_LEARNING_RATE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,10 @@ def batch_size(num_examples: int) -> tuple[int, str]:
     return min(256, max(8, round(0.002 * num_examples))), f"auto: 0.2 % of {num_examples} examples, at least 8, at most 256"
 
 
-def resolve(spec: TrainingSpec, facts: ModelFacts, data: DataFacts, adapter: AdapterFacts | None = None) -> ResolvedSpec:
-    """Turn what was asked into what runs.
+def resolve(
+    spec: TrainingSpec, facts: ModelFacts, data: DataFacts, adapter: AdapterFacts | None = None, seed: int | None = None
+) -> ResolvedSpec:
+    """Turn what was asked into what runs. `seed` is the job's own, for when the hyperparameter is "auto".
 
     Raises: InvalidRequest for values that contradict each other, the model or the data.
     """
@@ -101,15 +102,16 @@ def resolve(spec: TrainingSpec, facts: ModelFacts, data: DataFacts, adapter: Ada
     settle("eval_interval", 10, "auto: every 10 steps")
     settle("eval_samples", resolved["batch_size"], "auto: batch_size rows")
     settle("checkpoint_seconds", 300.0, "auto: at most 5 minutes of work are at risk")
-    settle("seed", random.SystemRandom().randrange(2**31), "auto: drawn")
+    settle("seed", *((seed, "auto: the job's seed") if seed is not None else (random.SystemRandom().randrange(2**31), "auto: drawn")))
     settle("learning_rate_schedule", "linear", "auto: falls in a line to 0")
     settle("warmup_ratio", 0.03, "auto: a short warm-up")
     settle("max_length", min(facts.max_length, _MAX_LENGTH), f"auto: the model's {facts.max_length}, at most {_MAX_LENGTH}")
 
     result = ResolvedSpec(model=spec.model, reasons=reasons, **resolved)
-    _check_together(result, facts, data, adapter)
-    if data.num_validation and result.training_split is not None and reasons["training_split"] == "default":
-        reasons["training_split"] = "default; used only where no validation file is given"
+    check_together(resolved, spec.asked, has_validation=bool(data.num_validation))
+    _check_with_facts(result, facts, adapter)
+    if data.num_validation and result.training_split is not None:
+        reasons["training_split"] += "; not used, there is a validation file"
     return result
 
 
@@ -126,21 +128,9 @@ def warnings(spec: ResolvedSpec, facts: ModelFacts) -> list[str]:
     ]
 
 
-def _check_together(spec: ResolvedSpec, facts: ModelFacts, data: DataFacts, adapter: AdapterFacts | None) -> None:
-    if not 0 < spec.learning_rate <= _MAX_LEARNING_RATE:
-        raise InvalidRequest(
-            f"base_learning_rate {spec.base_learning_rate:g} x learning_rate_multiplier {spec.learning_rate_multiplier:g} = "
-            f"{spec.learning_rate:g}; the learning rate must lie in (0, {_MAX_LEARNING_RATE:g}]. "
-            "Hint: leave base_learning_rate on 'auto' and give a multiplier near 1, or set it to 1 and give the rate itself.",
-            param="learning_rate_multiplier",
-        )
+def _check_with_facts(spec: ResolvedSpec, facts: ModelFacts, adapter: AdapterFacts | None) -> None:
     if spec.max_length > facts.max_length:
         raise InvalidRequest(f"max_length {spec.max_length} is over the model's context of {facts.max_length} tokens.", param="max_length")
-    if spec.select_by == "f1_macro":
-        raise InvalidRequest(
-            "select_by 'f1_macro' needs a classification run; a language model has 'last', 'full_valid_loss' or 'accuracy'.",
-            param="select_by",
-        )
     if spec.tuning == "full" and adapter:
         raise InvalidRequest(f"{adapter.name} is an adapter; training continues from it with tuning 'lora', not 'full'.", param="tuning")
     if adapter and (spec.lora_rank, spec.lora_alpha) != (adapter.rank, adapter.alpha):
@@ -149,8 +139,3 @@ def _check_together(spec: ResolvedSpec, facts: ModelFacts, data: DataFacts, adap
             f"but {spec.lora_rank} and {spec.lora_alpha:g} were asked. Hint: leave both out.",
             param="lora_rank",
         )
-    if not data.num_validation and spec.training_split is None:
-        idle = {"stop_eval_loss": None, "early_stopping_patience": None, "select_by": "last"}
-        for name, unused in idle.items():
-            if getattr(spec, name) != unused and spec.reasons[name] == "asked":
-                raise InvalidRequest(f"{name} needs validation data: give a validation file or a training_split.", param=name)

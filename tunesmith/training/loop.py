@@ -179,19 +179,23 @@ class _Run:
         step = state.step
         figures = dict(state.pending)
         full_due = bool(self.validation) and (step == 0 or step in self.full_at)
+        sampled_now = 0
         if self.validation and step and spec.eval_interval and step % spec.eval_interval == 0:
             rows = batching.sample(len(self.validation), spec.eval_samples, spec.seed, state.sampled)
             sampled = self._evaluate([self.validation[row] for row in rows])
-            state.sampled += 1
+            sampled_now = 1
             figures |= {"valid_loss": sampled.loss, "valid_mean_token_accuracy": sampled.accuracy}
             low = spec.stop_eval_loss is not None and sampled.loss < spec.stop_eval_loss
-            full_due = full_due or (low and state.full_evaluations < MAX_FULL_EVALUATIONS)
+            to_come = sum(planned > step for planned in self.full_at)
+            full_due = full_due or (low and state.full_evaluations + to_come < MAX_FULL_EVALUATIONS)
         if full_due:
             full = self._evaluate(self.validation)
             figures |= {"full_valid_loss": full.loss, "full_valid_mean_token_accuracy": full.accuracy}
             self._judge(full)
         if step == self.total_steps:
             state.stop = state.stop or self.last_step_reason
+        # Only now, when nothing can interrupt any more: a step that is reported again must see the same sample.
+        state.sampled += sampled_now
         state.pending = None
 
         point = MetricPoint(**figures)

@@ -10,11 +10,12 @@ import json
 import logging
 import os
 import queue
+import re
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class Attempt:
         self._estimated_at = 0.0
         self._started_at = time.monotonic()
         self._first_step: int | None = None
+        self._killed_to_pause = False
 
     def run(self, stopping: threading.Event) -> None:
         """Run to the end of the attempt. Call from the process's main thread (the child dies with it)."""
@@ -86,8 +88,8 @@ class Attempt:
         context, job = self.context, self.job
         start = bases.start(context, job.model, self._keep_lease)
         self.published.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for leftover in self.directory.glob("attempt-*"):  # of attempts whose worker died
-            shutil.rmtree(leftover, ignore_errors=True)
+        self._beat()  # whoever lost the lease meanwhile must not touch what is on disk
+        self._delete_older(self.directory.glob("attempt-*"))
         self.scratch.mkdir(mode=0o700)
         order = {
             "spec": self.spec.to_dict(),
@@ -154,7 +156,8 @@ class Attempt:
                     self._tell(child, {"request": request})
                     asked, asked_at = request, now
             if asked == "pause" and now - asked_at > STOP_SECONDS:
-                processes.kill_group(child)  # it checkpoints no more; the newest checkpoint stands
+                self._killed_to_pause = True  # it is loading, or stuck; the newest checkpoint stands
+                processes.kill_group(child)
             try:
                 message = self._said.get(timeout=max(0.05, min(beat_at, flush_at if self._points else beat_at) - now))
             except queue.Empty:
@@ -237,8 +240,13 @@ class Attempt:
         dropped = [row.id for row in rows if row.step not in kept]
         job_store.drop_checkpoints(self.context.db, self.job.id, self.job.fence, dropped)
         names = {Path(row.directory).name for row in rows if row.step in kept}
-        for directory in self.published.iterdir():
-            if directory.name not in names:
+        self._delete_older(directory for directory in self.published.iterdir() if directory.name not in names)
+
+    def _delete_older(self, directories: Iterable[Path]) -> None:
+        """Delete directories of this attempt and earlier ones; a later one's are never ours, however late we wake up."""
+        for directory in directories:
+            fence = re.search(r"\d+$", directory.name)
+            if fence and int(fence[0]) <= self.job.fence:
                 shutil.rmtree(directory, ignore_errors=True)
 
     # --- ends ---
@@ -249,8 +257,11 @@ class Attempt:
         elif stopping.is_set():
             job_queue.release(self.context.db, self.job.id, self.job.fence)
         else:
-            paused = job_store.paused(self.job.fence)
-            job_store.move(self.context.db, self.job.id, self.job.fence, "paused", events=[paused])
+            self._pause()
+
+    def _pause(self) -> None:
+        paused = job_store.paused(self.job.fence)
+        job_store.move(self.context.db, self.job.id, self.job.fence, "paused", events=[paused])
 
     def _end_without_last_word(self, child: subprocess.Popen[bytes], stopping: threading.Event) -> None:
         """The child died: give the job back, counting a crash unless it was stopped by us."""
@@ -258,6 +269,9 @@ class Attempt:
         status = child.wait()
         if stopping.is_set():
             job_queue.release(self.context.db, self.job.id, self.job.fence)
+            return
+        if self._killed_to_pause:
+            self._pause()
             return
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
         words = f"The trainer died ({how}); the run continues from its newest checkpoint."
@@ -279,7 +293,8 @@ class Attempt:
         rows = {row.step: row for row in job_store.checkpoints(context.db, job.id)}
         known = [_checkpoint(row) for row in rows.values()]
         chosen = runs.chosen(known, self.spec.select_by)
-        base = bases.start(context, job.model).base_name
+        start = bases.start(context, job.model)
+        base = start.base_name
         name = models.fine_tuned_name(base, settings.organization, job.suffix)
         listed: list[CheckpointRow] = []
         events: list[Event] = []
@@ -293,7 +308,8 @@ class Attempt:
             listed.append(CheckpointRow(**{**row.__dict__, "name": own, "listed": True}))
         events.append(Event(f"New fine-tuned model created: {name}", key="model"))
         events.append(Event("The job has successfully completed", key="succeeded"))
-        model = ModelRow(name, job.id, base, chosen.step, rows[chosen.step].directory, self.spec.tuning, int(time.time()))
+        below = start.weights if self.spec.tuning == "lora" else base
+        model = ModelRow(name, job.id, below, chosen.step, rows[chosen.step].directory, self.spec.tuning, int(time.time()))
         job_store.finish_succeeded(
             context.db, job.id, job.fence, model=model, checkpoints=listed, result_file=self._result_file(), events=events,
             trained_tokens=result.tokens_seen,

@@ -25,6 +25,7 @@ from tunesmith.worker.attempt import HEARTBEAT_SECONDS, Attempt
 _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
+_SWEEP_SECONDS = 60.0
 
 
 def main(settings: Settings, *, with_parent: bool = False) -> None:
@@ -56,17 +57,19 @@ class Worker:
     def __init__(self, context: Context, stopping: threading.Event) -> None:
         self.context, self.stopping = context, stopping
         self.id = ids.new(ids.WORKER, 12)
+        self._sweep_at = 0.0
 
     def run_jobs(self) -> None:
         """Claim and run queued jobs until stopped."""
-        self._sweep()
         while not self.stopping.is_set():
             try:
                 job = job_queue.claim(self.context.db, self.id)
-                if job is None:
-                    self.stopping.wait(_POLL_SECONDS)
-                else:
+                if job is not None:
                     self._run(job)
+                elif time.monotonic() >= self._sweep_at:
+                    self._sweep()
+                else:
+                    self.stopping.wait(_POLL_SECONDS)
             except TunesmithError as error:  # the database is away; the job, if any, is claimed again when its lease ends
                 _log.error("%s", error.message)
                 self.stopping.wait(_POLL_SECONDS)
@@ -121,7 +124,8 @@ class Worker:
             pass
 
     def _sweep(self) -> None:
-        """Delete what jobs that ended without a model left on disk."""
+        """Delete what jobs that ended without a model left on disk; once a minute, when there is nothing else to do."""
+        self._sweep_at = time.monotonic() + _SWEEP_SECONDS
         for directory in (self.context.settings.data_dir / "jobs").glob("ftjob-*"):
             try:
                 over = job_store.get(self.context.db, directory.name).status in ("failed", "cancelled")
@@ -154,11 +158,11 @@ def validate(context: Context, job: Job) -> None:
     start = bases.start(context, job.model, beat)
     facts = base_store.facts(start.base)
     adapter = defaults.AdapterFacts(job.model, start.adapter_rank, start.adapter_alpha) if start.adapter else None
-    spec = specs.TrainingSpec.ask(start.base_name, {**job.asked, "seed": job.seed}, "api")
-    resolved = defaults.resolve(spec, facts, defaults.DataFacts(training.num_examples, num_validation), adapter)
+    spec = specs.TrainingSpec.ask(start.base_name, job.asked, "api")
+    resolved = defaults.resolve(spec, facts, defaults.DataFacts(training.num_examples, num_validation), adapter, seed=job.seed)
     events = [Event(words, key=f"warning:{n}", level="warn") for n, words in enumerate(defaults.warnings(resolved, facts))]
     events.append(Event("Files validated, moving job to queued state", key="validated"))
-    job_store.move(db, job.id, job.fence, "queued", resolved=resolved.to_dict(), events=events)
+    job_store.move(db, job.id, job.fence, "queued", resolved=resolved.to_dict(), crashes=0, events=events)
 
 
 def _beating(lines: Iterable[bytes], beat: Callable[[], None]) -> Iterator[bytes]:

@@ -63,10 +63,12 @@ def delete(file_id: str, context: Services) -> Deleted:
 
 
 @router.get("/v1/files/{file_id}/content", response_class=FileResponse)
-def content(file_id: str, context: Services) -> FileResponse:
+def content(file_id: str, request: Request, context: Services) -> FileResponse:
     """Return a file's bytes, always as a download: whatever they are, a browser must not show them."""
     row = files.get(context.db, file_id)
     context.blobs.open(row.id).close()
+    # Whole, as at OpenAI: a Range header is ignored.
+    request.scope["headers"] = [(name, value) for name, value in request.scope["headers"] if name not in (b"range", b"if-range")]
     return FileResponse(context.blobs.path(row.id), media_type="application/octet-stream", filename=row.filename)
 
 
