@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import IO
 
 #: What a child may see of the parent's environment. No TUNESMITH_API_KEY, no database URL, no cloud credentials.
@@ -31,7 +30,6 @@ def spawn(
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
     environment: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start `python -m module arguments` in a process group of its own with a minimal environment.
 
@@ -42,7 +40,7 @@ def spawn(
     environ[_PARENT] = str(os.getpid())
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        stdin=stdin, stdout=stdout, stderr=stderr, env=environ, cwd=cwd, process_group=0,
+        stdin=stdin, stdout=stdout, stderr=stderr, env=environ, process_group=0,
     )  # fmt: skip
 
 

@@ -254,6 +254,14 @@ def test_uploads_without_their_parts(http: httpx.Client) -> None:
         ({"hyperparameters": {"learning_rate_multiplier": 0}}, "hyperparameters.learning_rate_multiplier", "> 0"),
         ({"hyperparameters": {"batch_size": "many"}}, "hyperparameters.batch_size", "'many'"),
         ({"hyperparameters": {"seed": 1}, "seed": 2}, "seed", "give only one"),
+        (_method({"select_by": "f1_macro"}), "H.select_by", "needs a classification run"),
+        (_method({"select_by": "accuracy"}), "H.select_by", "needs validation data"),
+        (_method({"stop_eval_loss": 0.1}), "H.stop_eval_loss", "needs validation data"),
+        (_method({"early_stopping_patience": 2}), "H.early_stopping_patience", "needs validation data"),
+        (
+            _method({"base_learning_rate": 1, "learning_rate_multiplier": 1}),
+            "H.learning_rate_multiplier", "base_learning_rate 1 x learning_rate_multiplier 1 = 1",
+        ),
         (
             {"hyperparameters": {"n_epochs": 1}} | _method({"n_epochs": 2}),
             "hyperparameters.n_epochs", "'n_epochs' is 1 in 'hyperparameters', but 2",
@@ -365,3 +373,9 @@ def test_an_unexpected_error_says_nothing_of_the_inside(tmp_path: Any, caplog: p
         assert not any(word in response.text for word in ("sqlite", "files.", "Traceback", str(tmp_path)))
         assert response.headers["x-request-id"] in caplog.text and "no such table" in caplog.text
         assert http.get("/v1/models").status_code == 200
+
+
+@pytest.mark.parametrize("asked", ["bytes=5-1", "bytes=99999999-", "bytes=abc", "items=1", "bytes=0-3"])
+def test_a_range_is_ignored(http: httpx.Client, training: str, asked: str) -> None:
+    answer = http.get(f"/v1/files/{training}/content", headers={"Range": asked})
+    assert answer.status_code == 200 and answer.content == TRAIN

@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "store": {"domain", "errors"},
     "training": {"domain", "errors", "processes", "hardware"},
     "inference": {"domain", "errors", "processes", "hardware", "training.model"},
-    "services": {"store", "domain", "processes", "settings", "errors"},
+    "services": {"store", "domain", "processes", "settings", "errors", "training.checkpoints"},
     "api": {"services", "store", "domain", "settings", "errors", "inference.backend", "inference.requests"},
     "worker": {"services", "store", "domain", "processes", "settings", "errors", "training.defaults", "training.checkpoints"},
     "worker.trainer": {"domain", "processes", "errors", "training"},

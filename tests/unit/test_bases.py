@@ -135,8 +135,11 @@ def test_names(tmp_path: Path) -> None:
     assert bases.describe("my-model", tmp_path, allowed) == bases.describe(local, tmp_path, allowed)
     assert bases.describe(local, tmp_path, allowed).directory == tmp_path / "my-model"
     found = bases.describe(hub, tmp_path, allowed)
-    assert found.kind == "hub" and found.directory == tmp_path / "bases" / "someone-some-model" and not found.ready
+    assert found.kind == "hub" and found.directory == tmp_path / "bases" / "someone--Some-Model" and not found.ready
     assert bases.describe("smollm2-135m-instruct", tmp_path, ()).kind == "catalogue"
+    twins = (local, str(tmp_path / "other" / "my-model"))
+    with pytest.raises(InvalidRequest, match="Two allowed models are called 'my-model'"):
+        bases.describe("my-model", tmp_path, twins)
     strangers = [
         "other/model",
         "..",

@@ -199,6 +199,15 @@ def test_control_tokens_in_text_are_refused(small: Any, tmp_path: Path, row: lis
     assert (error.code, error.param) == ("invalid_file_format", f"{role}_file")
 
 
+def test_all_control_tokens_are_listed_and_counted(small: Any, tmp_path: Path) -> None:
+    file = write_chat(tmp_path / "t.jsonl", [("q", "a")] * 5 + [(f"q{END}", "a")] * 28)
+    with pytest.raises(DataError) as caught:
+        data.load(file, small, 64)
+    said = caught.value.message
+    assert said.count("contains an invalid token") == 20 and "Example 6, message 1" in said and "Example 25, message 1" in said
+    assert said.endswith("(28 errors; the first 20 are shown)")
+
+
 def test_deep_tools_are_an_error_and_not_a_crash(small: Any, tmp_path: Path) -> None:
     depth = 1000
     deep = '{"a":' * depth + "1" + "}" * depth

@@ -177,10 +177,10 @@ def test_a_long_run_has_at_most_fifty_full_evaluations() -> None:
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-@pytest.mark.parametrize("cut", [1, 2, 5, 6, 12, 14, 15, 27])
+@pytest.mark.parametrize("cut", [1, 2, 6, 7, 13, 14, 15, 27])
 def test_a_paused_run_continues_bit_for_bit(tiny: Path, letters: tuple[Path, Path], tmp_path: Path, cut: int, tuning: str) -> None:
     """Wherever it is cut (the base evaluation, a step, an evaluation, an epoch border), nothing shows in the end."""
-    asked = {"n_epochs": 2, "lora_dropout": 0.2, "eval_interval": 3, "eval_samples": 5, "tuning": tuning, "base_learning_rate": 1e-3}
+    asked = {"n_epochs": 2, "lora_dropout": 0.2, "eval_interval": 5, "eval_samples": 5, "tuning": tuning, "base_learning_rate": 1e-3}
     spec = resolve(tiny, **asked)
     _, whole = train(tiny, letters, tmp_path / "whole", spec=spec)
 

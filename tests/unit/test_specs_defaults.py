@@ -211,7 +211,7 @@ def test_every_value_has_a_reason() -> None:
     assert resolved.reasons["lora_rank"] == "asked" and resolved.reasons["lora_alpha"] == "default"
     for name, reason in resolve("api", **dict.fromkeys(BY_NAME, AUTO)).reasons.items():
         assert reason.startswith("auto: ") and len(reason) > 10, name
-    assert "only where no validation file" in resolve("train").reasons["training_split"]
+    assert resolve("train").reasons["training_split"] == "default; not used, there is a validation file"
     assert resolve("train", data=DataFacts(440, 0)).reasons["training_split"] == "default"
 
 

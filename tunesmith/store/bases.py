@@ -38,16 +38,19 @@ class Base:
 def describe(name: str, cache_dir: Path, allowed: Sequence[str]) -> Base:
     """Return the base called `name`.
 
-    Raises: ModelNotFound for a name that is neither in the catalogue nor allowed.
+    Raises: ModelNotFound for a name that is neither in the catalogue nor allowed; InvalidRequest for one that two have.
     """
     if name in models.CATALOGUE:
         return Base(name, "catalogue", cache_dir / "bases" / name)
-    for entry in allowed:
-        if Path(entry).is_absolute():
-            if name in (entry, Path(entry).name):
-                return Base(Path(entry).name, "directory", Path(entry))
-        elif name == entry:
-            return Base(name, "hub", cache_dir / "bases" / name.replace("/", "--"))
+    directories = {Path(entry) for entry in allowed if Path(entry).is_absolute()}
+    called = sorted(str(directory) for directory in directories if directory.name == Path(name).name)
+    if len(called) > 1 and name in (*called, Path(name).name):
+        words = f"Two allowed models are called {Path(name).name!r}: {' and '.join(called)}. Hint: rename one of the directories."
+        raise InvalidRequest(words, param="model")
+    if called and name in (called[0], Path(name).name):
+        return Base(Path(name).name, "directory", Path(called[0]))
+    if name in allowed:
+        return Base(name, "hub", cache_dir / "bases" / name.replace("/", "--"))
     raise ModelNotFound(name, f"Bases here: {', '.join(names(allowed))}. Others need the setting allowed_models.")
 
 

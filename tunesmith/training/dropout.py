@@ -69,7 +69,7 @@ class Masks:
         """Return x with its dropped features at 0, and the factor 1 / (1 - p) that the caller must apply."""
         if self._hash_BT is None or self.probability == 0:
             return x_BTI, 1.0
-        return x_BTI * self.keep(layer, x_BTI.shape[-1]), 1 / (1 - self.probability)
+        return torch.where(self.keep(layer, x_BTI.shape[-1]), x_BTI, 0), 1 / (1 - self.probability)
 
     def keep(self, layer: int, num_features: int) -> Tensor:
         """Return which features stay, bool [batch, tokens, features]."""
