@@ -105,10 +105,14 @@ class Run:
         return self._loaded.chat(messages, **{"max_tokens": _MAX_ANSWER_TOKENS, **sampling})
 
     def model_directories(self) -> tuple[Path, Path | None]:
-        """Return the directory of the base and of the adapter; after full tuning the model itself and None."""
+        """Return the directory of the base and of the adapter; after full tuning the model itself and None.
+
+        Raises: InvalidRequest while there is none, CheckpointDamaged when it is not what was written.
+        """
         for name in ("adapter", "model"):
             if not (self.directory / name).is_dir():
                 continue
+            checkpoints.verify(self.directory / name)
             if name == "model":
                 return self.directory / name, None
             return base_service.ready(self._settings or Settings.load(), self.spec["base"]).directory, self.directory / name
@@ -297,15 +301,16 @@ class FolderSink:
             _write_json(self.directory / "result.json", asdict(result) | {"chosen_step": chosen.step})
 
     def _export(self, checkpoint: Path) -> None:
-        """Copy the chosen checkpoint's weights to adapter/ (or model/) by one rename."""
+        """Copy the chosen checkpoint's weights to adapter/ (or model/), with a manifest of their own."""
+        ours = {checkpoints.OPTIMIZER, checkpoints.RNG, checkpoints.STATE, checkpoints.MANIFEST, checkpoints.NOTE}
+
+        def fill(directory: Path) -> None:
+            for path in checkpoint.iterdir():
+                if path.name not in ours:
+                    shutil.copyfile(path, directory / path.name)
+
         is_adapter = (checkpoint / "adapter_config.json").is_file()
-        target = self.directory / ("adapter" if is_adapter else "model")
-        temp = target.with_name(f".{target.name}.tmp")
-        shutil.rmtree(temp, ignore_errors=True)
-        ours = {"optimizer.safetensors", "rng.safetensors", "state.json", "manifest.json", "checkpoint.json"}
-        shutil.copytree(checkpoint, temp, ignore=lambda _, names: ours.intersection(names))
-        shutil.rmtree(target, ignore_errors=True)
-        temp.rename(target)
+        checkpoints.write(self.directory / ("adapter" if is_adapter else "model"), fill)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         with (self.directory / name).open("a") as file:

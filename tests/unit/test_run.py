@@ -83,7 +83,9 @@ def test_the_folder(done: tunesmith.Run) -> None:
         "spec.json", "metrics.jsonl", "step_metrics.csv", "events.jsonl", "checkpoints", "adapter", "loss.png", "token_accuracy.png",
         "result.json",
     }  # fmt: skip
-    assert {path.name for path in (done.directory / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in (done.directory / "adapter").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "manifest.json",
+    }  # fmt: skip
     assert sorted(path.name for path in (done.directory / "checkpoints").iterdir()) == ["step-000005", "step-000010"]
 
 

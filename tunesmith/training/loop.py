@@ -101,6 +101,7 @@ class _Run:
         self.device, self.budget = spec.plan.device, spec.plan.token_budget
         torch.set_num_threads(spec.plan.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that would fill every new tensor
         torch.manual_seed(spec.seed)
 
         self.tokenizer = model.load_tokenizer(order.base)

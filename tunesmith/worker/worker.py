@@ -104,7 +104,9 @@ class Worker:
         try:
             if job.crashes >= MAX_CRASHES:
                 raise TunesmithError(f"Validation of the files died {job.crashes} times.", code="validation_crashed")
-            validate(self.context, job)
+            validate(self.context, job, self.stopping)
+        except _Stopping:
+            job_queue.release(self.context.db, job.id, job.fence)
         except LeaseLost as lost:
             _log.info("%s", lost.message)
         except DatabaseUnavailable:
@@ -136,7 +138,11 @@ class Worker:
                     shutil.rmtree(leftover, ignore_errors=True)
 
 
-def validate(context: Context, job: Job) -> None:
+class _Stopping(Exception):
+    """The worker is to end; whoever claims the job next validates it from the start."""
+
+
+def validate(context: Context, job: Job, stopping: threading.Event) -> None:
     """Check a job's files whole, resolve its spec, and queue it.
 
     Raises: DataError and InvalidRequest, for the job to fail with; LeaseLost.
@@ -144,6 +150,8 @@ def validate(context: Context, job: Job) -> None:
     db = context.db
 
     def beat() -> None:
+        if stopping.is_set():
+            raise _Stopping
         job_queue.heartbeat(db, job.id, job.fence)
 
     files = f"training file: {job.training_file}" + (f" and validation file: {job.validation_file}" if job.validation_file else "")
