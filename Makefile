@@ -49,7 +49,7 @@ drills: install ## Longer runs of the property and crash tests.
 bench: install ## Measure speed, memory and latency on this machine.
 	@$(BIN)/python benchmarks/training_speed.py
 	@$(BIN)/python benchmarks/latency.py
-	@$(BIN)/python benchmarks/api_memory.py
+	@$(BIN)/python benchmarks/api_memory.py | tee benchmarks/results/api_memory.json
 
 docs: install ## Make the generated pages of docs/ again.
 	@$(BIN)/python docs/generate.py

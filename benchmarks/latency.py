@@ -57,8 +57,9 @@ def main() -> None:
 
 def _measure(server: subprocess.Popen[str], rounds: int) -> dict[str, list[float]]:
     assert server.stderr is not None
-    match = re.search(r"API at (\S+)", server.stderr.readline())
-    assert match is not None
+    match = None
+    while match is None:
+        match = re.search(r"API at (\S+)", server.stderr.readline())
     client = openai.OpenAI(base_url=match.group(1), api_key=KEY)
     files = {name: client.files.create(file=EXAMPLE / f"{name}.jsonl", purpose="fine-tune").id for name in ("train", "valid")}
     _first_token(client)
