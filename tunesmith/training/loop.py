@@ -101,7 +101,8 @@ class _Run:
         self.device, self.budget = spec.plan.device, spec.plan.token_budget
         torch.set_num_threads(spec.plan.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that would fill every new tensor
+        # A debugging aid that would fill every new tensor; torch.utils.deterministic is a module with properties.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.manual_seed(spec.seed)
 
         self.tokenizer = model.load_tokenizer(order.base)
