@@ -40,7 +40,7 @@ def test_an_adapter_on_a_fully_tuned_model(deployment: Deployment, letters: tupl
     adapter = train(deployment, letters, whole.fine_tuned_model)
     again = train(deployment, letters, adapter.fine_tuned_model)
     assert [job.fine_tuned_model.split(":")[1] for job in (whole, adapter, again)] == ["tiny"] * 3
-    assert "auto: LoRA" in str(client.get(f"/../api/jobs/{adapter.id}", cast_to=object))
+    assert "auto: a causal language model is tuned by LoRA" in str(client.get(f"/../api/jobs/{adapter.id}", cast_to=object))
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)
     ids = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]

@@ -30,6 +30,7 @@ from tunesmith.store import jobs, queue
 from tunesmith.store.files import FileRow
 from tunesmith.store.jobs import CheckpointRow
 from tunesmith.store.models import ModelRow
+from tunesmith.training import checkpoints
 
 KEY = "My API Key"
 BASE = "tiny-llama"
@@ -173,6 +174,11 @@ def points(steps: int) -> list[MetricPoint]:
     ]  # fmt: skip
 
 
+def _fill(directory: Path) -> None:
+    """Write what is asked of an adapter without loading it."""
+    (directory / "adapter_config.json").write_text('{"r": 16, "lora_alpha": 64}')
+
+
 def succeed(context: Context, job: Job, steps: int = 6, checkpoint_steps: Sequence[int] = (2, 4, 6)) -> Job:
     """Train a running job to its end: metrics, checkpoints, result file, model."""
     curve = points(steps)
@@ -181,7 +187,7 @@ def succeed(context: Context, job: Job, steps: int = 6, checkpoint_steps: Sequen
     rows = []
     for step in checkpoint_steps:
         directory = f"jobs/{job.id}/checkpoints/step-{step:06}-f{job.fence}"
-        (context.settings.data_dir / directory).mkdir(parents=True)
+        checkpoints.write(context.settings.data_dir / directory, _fill)
         metrics = {"train_loss": 2 / step, "full_valid_loss": 0.05}
         row = CheckpointRow(ids.new(ids.CHECKPOINT), job.id, step, step // 2, 0, directory, metrics, 10 * step)
         row = jobs.add_checkpoint(context.db, job.id, job.fence, row)

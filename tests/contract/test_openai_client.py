@@ -320,8 +320,10 @@ def test_deleting_models(server: Serving, client: openai.OpenAI) -> None:
 
 def test_a_model_that_lost_its_files_is_an_error_that_says_so(server: Serving, client: openai.OpenAI) -> None:
     job = train(server, client)
-    (server.context.settings.data_dir / jobs.checkpoints(server.context.db, job.id)[-1].directory).rmdir()
-    with pytest.raises(openai.InternalServerError, match="has lost its files"):
+    (server.context.settings.data_dir / jobs.checkpoints(server.context.db, job.id)[-1].directory).rename(
+        server.context.settings.data_dir / "gone"
+    )
+    with pytest.raises(openai.InternalServerError, match=r"its manifest cannot be read \(No such file or directory\)\. Hint: use another"):
         client.chat.completions.create(model=job.fine_tuned_model, messages=[{"role": "user", "content": "?"}])
 
 

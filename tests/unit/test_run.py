@@ -343,7 +343,7 @@ def test_full_tuning_leaves_a_model(home: Settings, files: tuple[Path, Path], tm
     run = train(home, files, tmp_path / "run", tuning="full", n_steps=1, learning_rate_multiplier=1e-4)
     assert not (run.directory / "adapter").exists()
     assert run.model_directories() == (run.directory / "model", None)
-    assert not {"optimizer.safetensors", "checkpoint.json", "manifest.json"} & {path.name for path in (run.directory / "model").iterdir()}
+    assert not {"optimizer.safetensors", "checkpoint.json", "state.json"} & {path.name for path in (run.directory / "model").iterdir()}
     assert isinstance(run.chat("a", max_tokens=2), str)
 
 

@@ -56,7 +56,8 @@ def verify(directory: Path) -> None:
         if manifest["version"] != 1:
             raise ValueError(f"version {manifest['version']!r}, expected 1")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointDamaged(f"Checkpoint {directory.name}: its manifest cannot be read ({error}).") from error
+        why = error.strerror if isinstance(error, OSError) else error  # an OSError's text has the path in it
+        raise CheckpointDamaged(f"Checkpoint {directory.name}: its manifest cannot be read ({why}).") from error
     for name, written in files.items():
         path = directory / name
         if Path(name).name != name or path.is_symlink() or not path.is_file():
