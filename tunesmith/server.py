@@ -38,6 +38,9 @@ def run(settings: Settings, *, with_parent: bool = False) -> None:
     _greet(settings, listener.getsockname()[1], app.state.key.plain, app.state.access.mint_login())
     workers = WorkerSupervisor(settings)
     workers.start()
+    # uvicorn raises the signal that ended it once more; the worker must be awaited first.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     try:
         config = uvicorn.Config(
             app, http="h11", log_level="warning", server_header=False, access_log=False,
