@@ -41,9 +41,9 @@ def _python(settings: Settings) -> tuple[bool, str]:
 def _torch(settings: Settings) -> tuple[bool, str]:
     if importlib.util.find_spec("torch") is None:
         return False, "not installed. Hint: make install"
-    from tunesmith.training import model  # noqa: PLC0415 - torch takes seconds to import
+    from tunesmith.training import plan as planning  # noqa: PLC0415 - torch takes seconds to import
 
-    plan, reasons = model.plan("lora")
+    plan, reasons = planning.plan("lora")
     return True, f"{plan.torch}; trains on {plan.device} ({plan.processor}) in {plan.dtype}: {reasons['dtype']}; {plan.threads} threads"
 
 

@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "server": {"api", "processes", "settings", "errors"},
     "run": {"services", "store", "domain", "training", "inference.chat", "plots", "processes", "settings", "errors"},
     "conversation": {"run", "services", "store", "inference.chat", "settings", "errors"},
-    "doctor": {"store", "domain", "training.model", "settings", "errors"},
+    "doctor": {"store", "domain", "training.plan", "settings", "errors"},
     "demo": {"domain", "plots", "processes", "progress", "errors"},
     "cli": {"domain", "errors", "server", "worker", "run", "progress", "conversation", "doctor", "demo", "processes", "settings"},
     "": {"run", "errors"},  # the package itself: its public names
@@ -61,11 +61,11 @@ LATE = {
     "cli": {"server", "settings", "processes", "worker.worker", "progress", "run", "conversation", "doctor", "demo"},
     "run": {"plots", "inference.chat", "training.loop"},
     "conversation": {"inference.chat"},
-    "doctor": {"training.model"},
+    "doctor": {"training.plan"},
     "store.database": {"store.migrations.upgrade"},  # alembic
 }
-#: Who reads the environment: the settings; what is passed to children; and the demo, which hands its TUNESMITH_* on.
-ENVIRONMENT = {"settings", "processes", "demo"}
+#: Who reads the environment: the settings; what is passed to children; the demo, which hands its TUNESMITH_* on; the compiler's name.
+ENVIRONMENT = {"settings", "processes", "demo", "training.kernels.build"}
 
 
 def short(module: str) -> str:

@@ -10,19 +10,23 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import peft
 import pytest
 import torch
 import transformers
 from torch import nn
 
+from tests.unit.exactness import make_wide
 from tunesmith.domain import runs
 from tunesmith.domain.jobs import Event, Request
 from tunesmith.domain.runs import Checkpoint, MetricPoint, RunResult
 from tunesmith.domain.specs import ResolvedSpec, TrainingSpec
 from tunesmith.errors import InvalidRequest, TrainingFailed
 from tunesmith.store import bases
-from tunesmith.training import batching, checkpoints, data, defaults, evaluation, loop, model
+from tunesmith.training import batching, checkpoints, data, defaults, evaluation, loop, lora, model
+from tunesmith.training import plan as planning
+from tunesmith.training.network import Network
 
 from ..conftest import write_chat
 
@@ -69,7 +73,7 @@ def train(
 
 
 def digest(directory: Path) -> str:
-    return hashlib.sha256((directory / model.ADAPTER_FILE).read_bytes()).hexdigest()
+    return hashlib.sha256((directory / lora.ADAPTER_FILE).read_bytes()).hexdigest()
 
 
 def figures(points: list[MetricPoint]) -> list[MetricPoint]:
@@ -83,18 +87,19 @@ def test_first_twenty_losses_equal_a_plain_loop(
 ) -> None:
     """The same batches through transformers, PEFT, torch's AdamW and clipping, written out plainly."""
     spec = resolve(tiny, lora_dropout=0.0, n_steps=20, n_epochs=None, warmup_ratio=0.1)
-    plan, _ = model.plan("lora")
+    plan, _ = planning.plan("lora")
     spec = dataclasses.replace(spec, plan=dataclasses.replace(plan, dtype=dtype))
     _, sink = train(tiny, (letters[0], None), tmp_path / "run", spec=spec)
 
     torch_dtype = getattr(torch, dtype)
-    start = model.load_base(tiny, torch_dtype, "cpu")
-    model.attach_lora(start, spec)
+    start = Network(model.load_base(tiny, torch_dtype, "cpu"), spec, spec.plan)  # type: ignore[arg-type]
     adapter = tmp_path / "start"
     adapter.mkdir()
-    model.save_adapter(start, spec, adapter)
+    lora.save_adapter(start.model, spec, adapter)
     base = transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype=torch_dtype)
     reference = peft.PeftModel.from_pretrained(base, adapter, is_trainable=True, autocast_adapter_dtype=False).to(torch_dtype).eval()
+    if dtype == "float64":
+        make_wide(reference)
     parameters = [p for p in reference.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=0.0)
     examples = data.load(letters[0], model.load_tokenizer(tiny), spec.max_length).examples
@@ -125,8 +130,9 @@ def test_figures_are_sums_over_tokens(tiny: Path, letters: tuple[Path, Path], tm
     tokenizer = model.load_tokenizer(tiny)
     validation = data.load(letters[1], tokenizer, 512, "validation").examples
     plan = sink.spec.plan  # type: ignore[union-attr]
-    network = model.load_base(tiny, getattr(torch, plan.dtype), "cpu")
-    alone = [evaluation.evaluate(network, [example], 2048, "cpu") for example in validation]
+    assert plan is not None
+    network = Network(model.load_base(tiny, getattr(torch, plan.dtype), "cpu"), sink.spec, plan)  # type: ignore[arg-type]
+    alone = [evaluation.evaluate(network, [example], 2048) for example in validation]
     loss = sum(float(one.nll_E.sum()) for one in alone) / sum(one.num_targets for one in alone)
     assert base.full_valid_loss == pytest.approx(loss, rel=2e-3)
     assert [point.step for point in sink.points if point.valid_loss is not None] == [10, 20]
@@ -194,7 +200,7 @@ def test_a_paused_run_continues_bit_for_bit(tiny: Path, letters: tuple[Path, Pat
     result, second = train(tiny, letters, tmp_path / "cut", resume=newest, spec=first.spec)
     assert result.outcome == "finished"
     assert figures(first.points + second.points) == figures(whole.points)
-    weights = "model.safetensors" if tuning == "full" else model.ADAPTER_FILE
+    weights = "model.safetensors" if tuning == "full" else lora.ADAPTER_FILE
     ends = [hashlib.sha256((sink.checkpoints[-1].directory / weights).read_bytes()).hexdigest() for sink in (whole, second)]
     assert ends[0] == ends[1]
 
@@ -288,7 +294,11 @@ def test_adapter_loads_in_plain_peft(tiny: Path, letters: tuple[Path, Path], tmp
     spec = sink.spec
     assert spec is not None
     ours = model.load_base(tiny, torch.float32, "cpu")
-    model.attach_lora(ours, spec)
-    model.load_adapter(ours, directory)
-    ids = torch.arange(20)[None]
-    assert torch.allclose(loaded(input_ids=ids).logits, ours(input_ids=ids).logits, atol=1e-5)
+    network = Network(ours, spec, dataclasses.replace(spec.plan, dtype="float32", path="modules"))  # type: ignore[type-var]
+    lora.load_adapter(ours, directory)
+    network.refresh()
+    example = data.TokenizedExample(1, np.arange(20), np.arange(20) > 0)
+    (batch,) = network.micro_batches([example], 100)
+    logits = loaded(input_ids=torch.arange(20)[None]).logits[0, :-1]
+    expected = nn.functional.cross_entropy(logits, torch.arange(1, 20), reduction="none")
+    assert torch.allclose(network.loss(batch).nll_N, expected, atol=1e-5)

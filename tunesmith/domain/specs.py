@@ -239,12 +239,18 @@ class ExecutionPlan:
     device: str
     dtype: str
     threads: int
-    #: Most padded tokens in one physical micro-batch; a power of two.
+    #: Most tokens in one physical micro-batch; a power of two.
     token_budget: int
     #: Processor type, the scope of "bit for bit".
     processor: str
     #: torch's version.
     torch: str
+    #: Who computes what is not a matrix product: "torch", "cpu" or "cuda".
+    kernels: str = "torch"
+    #: Which way the model is computed: "decoder", "modules" or "plain".
+    path: str = "modules"
+    #: Whether activations are computed again in the backward pass instead of kept.
+    recompute: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,42 @@
-"""Which examples make up a step, and how a step's examples become padded micro-batches. Knows no model.
+"""Which examples make up a step, and how a step's examples become packed micro-batches. Knows no model.
 
 What a step is (examples_per_step rows of a seeded order) is the maths; how it is cut into micro-batches is only memory.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tunesmith.training import dropout
+from tunesmith.training import dropout, packing
 from tunesmith.training.data import TokenizedExample
+from tunesmith.training.packing import Layout
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Rows padded on the right to the longest. `is_target_BT` marks positions whose *next* token is a target."""
+    """Examples packed into one row of T tokens, and the N places in it whose *next* token is a target."""
 
-    ids_BT: Tensor
-    is_target_BT: Tensor
-    #: The target tokens in row order, [targets].
+    ids_T: Tensor
+    #: Each token's position in its example.
+    position_T: Tensor
+    #: Dropout's hash of the tokens up to each place.
+    hash_T: Tensor
+    layout: Layout
+    #: Where each target is predicted, in the order of the examples; a shared place may be there more than once.
+    place_N: Tensor
     targets_N: Tensor
-    hash_BT: Tensor
-    rows: tuple[int, ...]
-
-    @property
-    def num_targets(self) -> int:
-        """Target tokens in this micro-batch."""
-        return len(self.targets_N)
+    #: The example each target belongs to, by its number in the list the micro-batches were cut from.
+    row_N: npt.NDArray[np.int64]
+    #: Tokens of the examples before sharing.
+    num_tokens: int
 
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> list[int]:
@@ -56,32 +62,45 @@ def sample(num_examples: int, count: int, seed: int, turn: int) -> list[int]:
     return [int(order[i % num_examples]) for i in range(start, start + min(count, num_examples))]
 
 
-def micro_batches(examples: Sequence[TokenizedExample], token_budget: int, device: str) -> Iterator[MicroBatch]:
-    """Cut examples into micro-batches of at most `token_budget` padded tokens (one example at least), short ones first.
+def micro_batches(examples: Sequence[TokenizedExample], token_budget: int, device: str, *, share: bool = True) -> Iterator[MicroBatch]:
+    """Cut examples into micro-batches of at most `token_budget` packed tokens each (one example at least).
 
-    Rows of like length go together. Padding stands on the right, where causal attention never looks from a real token,
-    so no attention mask is needed and the result is that of each example alone.
+    With `share`, examples that begin alike go together and their common beginning counts and is computed once.
     """
-    order = sorted(range(len(examples)), key=lambda row: (len(examples[row]), row))
+    order = sorted(range(len(examples)), key=lambda row: examples[row].ids_T.tobytes())
+    costs = [len(examples[order[0]])]
+    for before, row in itertools.pairwise(order):
+        common = packing.common_length([examples[before].ids_T, examples[row].ids_T], 0) if share else 0
+        costs.append(len(examples[row]) - common)
+    # Micro-batches of like size: a small one at the end would run at a worse speed than all the others.
+    limit = sum(costs) / math.ceil(sum(costs) / token_budget)
     group: list[int] = []
-    for row in order:
-        if group and len(examples[row]) * (len(group) + 1) > token_budget:
-            yield _pad([examples[i] for i in group], tuple(group), device)
-            group = []
+    size = 0
+    for row, cost in zip(order, costs, strict=True):
+        if group and (size + cost > token_budget or size >= limit):
+            yield _pack(examples, group, device, share)
+            group, size = [], 0
+        size += cost if group else len(examples[row])
         group.append(row)
-    if group:
-        yield _pad([examples[i] for i in group], tuple(group), device)
+    yield _pack(examples, group, device, share)
 
 
-def _pad(examples: Sequence[TokenizedExample], rows: tuple[int, ...], device: str) -> MicroBatch:
-    length = max(len(example) for example in examples)
-    ids_BT = np.zeros((len(examples), length), dtype=np.int64)
-    hash_BT = np.zeros((len(examples), length), dtype=np.int64)
-    is_target_BT = np.zeros((len(examples), length), dtype=np.bool_)
-    for b, example in enumerate(examples):
-        ids_BT[b, : len(example)] = example.ids_T
-        hash_BT[b, : len(example)] = dropout.prefix_hashes(example.ids_T)
-        is_target_BT[b, : len(example) - 1] = example.is_target_T[1:]
-    targets_N = np.concatenate([example.ids_T[1:][example.is_target_T[1:]] for example in examples])
-    ids, mask, targets, hashes = (torch.from_numpy(a).to(device) for a in (ids_BT, is_target_BT, targets_N, hash_BT))
-    return MicroBatch(ids, mask, targets, hashes, rows)
+def _pack(examples: Sequence[TokenizedExample], rows: Sequence[int], device: str, share: bool) -> MicroBatch:
+    packed = packing.pack([examples[row].ids_T for row in rows], share)
+    hash_T = np.empty(len(packed.ids_T), dtype=np.int64)
+    for row, place_T in zip(rows, packed.place_E, strict=True):
+        hash_T[place_T] = dropout.prefix_hashes(examples[row].ids_T)
+    place_N, targets_N, row_N = [], [], []
+    for row, place_T in zip(rows, packed.place_E, strict=True):
+        is_target_T = examples[row].is_target_T[1:]
+        place_N.append(place_T[:-1][is_target_T])
+        targets_N.append(examples[row].ids_T[1:][is_target_T])
+        row_N.append(np.full(len(targets_N[-1]), row))
+
+    def tensor(*parts: npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(device)
+
+    return MicroBatch(
+        tensor(packed.ids_T), tensor(packed.position_T), tensor(hash_T), packed.layout, tensor(*place_N), tensor(*targets_N),
+        np.concatenate(row_N), sum(len(examples[row]) for row in rows),
+    )  # fmt: skip

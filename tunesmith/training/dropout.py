@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tunesmith.training.kernels import Drop
+
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -52,32 +54,27 @@ class Masks:
     def __init__(self, probability: float, seed: int) -> None:
         self.probability = probability
         self.seed = seed
-        self._hash_BT: Tensor | None = None
+        self.gain = 1 / (1 - probability)
+        self._hash_T: Tensor | None = None
         self._key = 0
         self._columns: dict[tuple[int, torch.device], Tensor] = {}
 
-    def begin(self, step: int, hash_BT: Tensor) -> None:
-        """Use the masks of optimizer step `step` for tokens whose prefixes hash to `hash_BT` (int64)."""
+    def begin(self, step: int, hash_T: Tensor) -> None:
+        """Use the masks of optimizer step `step` for tokens whose prefixes hash to `hash_T` (int64)."""
         self._key = int(_mix(np.array([self.seed * 2**32 + step], dtype=np.uint64))[0])
-        self._hash_BT = hash_BT
+        self._hash_T = hash_T
 
     def off(self) -> None:
         """Drop nothing until the next `begin`."""
-        self._hash_BT = None
+        self._hash_T = None
 
-    def apply(self, x_BTI: Tensor, layer: int) -> tuple[Tensor, float]:
-        """Return x with its dropped features at 0, and the factor 1 / (1 - p) that the caller must apply."""
-        if self._hash_BT is None or self.probability == 0:
-            return x_BTI, 1.0
-        return torch.where(self.keep(layer, x_BTI.shape[-1]), x_BTI, 0), 1 / (1 - self.probability)
-
-    def keep(self, layer: int, num_features: int) -> Tensor:
-        """Return which features stay, bool [batch, tokens, features]."""
-        assert self._hash_BT is not None
+    def drop(self, layer: int, num_features: int) -> Drop | None:
+        """Return which features of a layer's input stay, or None when all do; what stays is to be multiplied by `gain`."""
+        if self._hash_T is None or self.probability == 0:
+            return None
         key = _signed((self._key + (layer + 1) * int(_MULTIPLIER)) % 2**64)
-        row_BT = (_mix_tensor(self._hash_BT ^ key) >> 32).to(torch.int32)
-        threshold = round(self.probability * 2**32) - 2**31
-        return row_BT.unsqueeze(-1) * self._column(num_features, row_BT.device) >= threshold
+        row_T = (_mix_tensor(self._hash_T ^ key) >> 32).to(torch.int32)
+        return Drop(row_T, self._column(num_features, row_T.device), round(self.probability * 2**32) - 2**31)
 
     def _column(self, num_features: int, device: torch.device) -> Tensor:
         """Return the fixed odd number of each feature, int32."""

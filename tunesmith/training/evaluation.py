@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
-from tunesmith.training import batching, losses
 from tunesmith.training.data import TokenizedExample
+from tunesmith.training.network import Network
 
 
 @dataclass(frozen=True)
@@ -35,18 +34,19 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, examples: Sequence[TokenizedExample], token_budget: int, device: str, heed: Callable[[], None] = lambda: None
+    network: Network, examples: Sequence[TokenizedExample], token_budget: int, heed: Callable[[], None] = lambda: None
 ) -> Evaluation:
-    """Evaluate `examples`; the caller turns dropout off first. `heed` is called before each micro-batch and may raise."""
+    """Evaluate `examples` without dropout. `heed` is called before each micro-batch and may raise."""
     nll_E = np.zeros(len(examples))
     hits = num_targets = 0
-    for batch in batching.micro_batches(examples, token_budget, device):
+    network.masks.off()
+    network.refresh()
+    for batch in network.micro_batches(examples, token_budget):
         heed()
-        nll_N, hits_N = losses.nll_and_hits(losses.target_logits(model, batch), batch.targets_N)
-        row_N = batch.is_target_BT.nonzero()[:, 0].cpu().numpy()
-        np.add.at(nll_E, np.array(batch.rows)[row_N], nll_N.double().cpu().numpy())
-        hits += int(hits_N.sum())
-        num_targets += batch.num_targets
+        loss = network.loss(batch)
+        np.add.at(nll_E, batch.row_N, loss.nll_N.double().cpu().numpy())
+        hits += int(loss.hits_N.sum())
+        num_targets += len(batch.row_N)
     return Evaluation(nll_E, hits, num_targets)
 
 

@@ -26,8 +26,10 @@ from tunesmith.domain.jobs import Event, Request
 from tunesmith.domain.runs import Checkpoint, MetricPoint, RunResult, RunSink
 from tunesmith.domain.specs import ResolvedSpec
 from tunesmith.errors import InvalidRequest, TrainingFailed
-from tunesmith.training import batching, checkpoints, data, evaluation, losses, model
+from tunesmith.training import batching, checkpoints, data, evaluation, lora, model
+from tunesmith.training import plan as planning
 from tunesmith.training.data import TokenizedExample
+from tunesmith.training.network import Network
 
 #: Most full evaluations of a run; epoch ends beyond it are thinned out evenly, the last step always has one.
 MAX_FULL_EVALUATIONS = 50
@@ -96,7 +98,7 @@ class _Run:
 
     def __init__(self, order: Order, sink: RunSink) -> None:
         self.order, self.sink = order, sink
-        self.spec = spec = _with_plan(order.spec, sink)
+        self.spec = spec = _with_plan(order.spec, order.base, sink)
         assert spec.plan is not None
         self.device, self.budget = spec.plan.device, spec.plan.token_budget
         torch.set_num_threads(spec.plan.threads)
@@ -112,12 +114,12 @@ class _Run:
         self.full_at = _full_evaluation_steps(self.total_steps, self.per_epoch) if self.validation else set()
 
         self.model = model.load_base(order.base, getattr(torch, spec.plan.dtype), self.device)
-        self.masks = None
-        if spec.tuning == "lora":
-            self.masks = model.attach_lora(self.model, spec)
+        self.network = Network(self.model, spec, spec.plan)
+        if self.network.notice:
+            sink.event(Event(self.network.notice, key="path", level="warn"))
         self.parameters = model.trainable(self.model)
         if order.adapter:
-            model.load_adapter(self.model, order.adapter)
+            lora.load_adapter(self.model, order.adapter)
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=spec.learning_rate, betas=specs.ADAM_BETAS, eps=specs.ADAM_EPS, weight_decay=specs.WEIGHT_DECAY
         )
@@ -138,15 +140,15 @@ class _Run:
         num_targets = sum(example.num_targets for example in examples)
 
         self.optimizer.zero_grad(set_to_none=True)
+        self.network.refresh()
         nll, hits = 0.0, 0
-        for batch in batching.micro_batches(examples, self.budget, self.device):
+        for batch in self.network.micro_batches(examples, self.budget):
             self._heed_requests()
-            if self.masks:
-                self.masks.begin(step, batch.hash_BT)
-            nll_N, hits_N = losses.nll_and_hits(losses.target_logits(self.model, batch), batch.targets_N)
-            torch.autograd.backward(nll_N.sum() / num_targets)
-            nll += float(nll_N.detach().double().sum())
-            hits += int(hits_N.sum())
+            self.network.masks.begin(step, batch.hash_T)
+            loss = self.network.loss(batch, weight=1 / num_targets)
+            torch.autograd.backward(loss.total)
+            nll += float(loss.nll_N.double().sum())
+            hits += int(loss.hits_N.sum())
         grad_norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), specs.MAX_GRAD_NORM))
         if not (math.isfinite(nll) and math.isfinite(grad_norm)):
             raise TrainingFailed(
@@ -229,9 +231,7 @@ class _Run:
             )
 
     def _evaluate(self, examples: Sequence[TokenizedExample]) -> evaluation.Evaluation:
-        if self.masks:
-            self.masks.off()
-        return evaluation.evaluate(self.model, examples, self.budget, self.device, self._heed_requests)
+        return evaluation.evaluate(self.network, examples, self.budget, self._heed_requests)
 
     def _heed_requests(self) -> None:
         request = self.sink.request()
@@ -263,7 +263,7 @@ class _Run:
 
     def _fill(self, directory: Path) -> None:
         if self.spec.tuning == "lora":
-            model.save_adapter(self.model, self.spec, directory)
+            lora.save_adapter(self.model, self.spec, directory)
         else:
             model.save_full(self.model, self.tokenizer, directory)
         moments = {
@@ -282,7 +282,7 @@ class _Run:
     def _restore(self, directory: Path) -> None:
         checkpoints.verify(directory)
         if self.spec.tuning == "lora":
-            model.load_adapter(self.model, directory)
+            lora.load_adapter(self.model, directory)
         else:
             model.load_full(self.model, directory)
         moments = load_file(directory / checkpoints.OPTIMIZER, device=self.device)
@@ -328,9 +328,9 @@ def _full_evaluation_steps(total_steps: int, per_epoch: int) -> set[int]:
     return {*ends, total_steps}
 
 
-def _with_plan(spec: ResolvedSpec, sink: RunSink) -> ResolvedSpec:
+def _with_plan(spec: ResolvedSpec, base: Path, sink: RunSink) -> ResolvedSpec:
     """Give the spec its execution plan; one it already has is obeyed, aloud where this machine is another."""
-    plan, reasons = model.plan(spec.tuning)
+    plan, reasons = planning.plan(spec.tuning, base)
     if spec.plan is None:
         spec = dataclasses.replace(spec, plan=plan, reasons={**spec.reasons, **reasons})
     else:

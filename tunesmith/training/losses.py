@@ -1,44 +1,70 @@
-"""The loss over target tokens and the token accuracy. Shapes: B rows, T tokens, H features, V vocabulary, N targets."""
+"""The loss over target tokens and the token accuracy. Shapes: N targets, I features, V vocabulary.
+
+The output head is applied at target positions only and to a piece of them at a time, so no [tokens, vocabulary] tensor ever exists. The
+gradient by the features is computed with the loss, while a piece's logits are there.
+"""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
+from torch.autograd import Function
 
-from tunesmith.training.batching import MicroBatch
+from tunesmith.training.kernels import Kernels
 
-#: On a CPU, rows up to this long attend by plain matrix products: the fused kernel's backward pass is slow there
-#: (a fifth of the whole step on SmolLM2 with rows of 90 tokens), and it saves little memory on short rows.
-_PLAIN_ATTENTION_TOKENS = 256
+_PIECE = 256  # targets at once; 25 MB of logits at 49,152 tokens in bfloat16
 
 
-def target_logits(model: nn.Module, batch: MicroBatch) -> Tensor:
-    """Return logits [N, V] at the positions that predict a target, in float32 at least.
+class Head(NamedTuple):
+    """The output head: logits = x Wᵀ + b, then `softcap` tanh(logits / softcap) where there is one (Gemma 2)."""
 
-    A hook hands the output head only those positions, so the [B, T, V] tensor never exists, and whatever the model does
-    to its logits afterwards (a soft-cap, a scale) still happens.
-    """
-    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-
-    def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (inputs[0][batch.is_target_BT],)
-
-    short = batch.ids_BT.device.type == "cpu" and batch.ids_BT.shape[1] <= _PLAIN_ATTENTION_TOKENS
-    hook = head.register_forward_pre_hook(select)
-    try:
-        with sdpa_kernel(SDPBackend.MATH) if short else nullcontext():
-            output: Any = model(input_ids=batch.ids_BT, use_cache=False)
-    finally:
-        hook.remove()
-    logits_NV: Tensor = output.logits
-    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    weight_VI: Tensor
+    bias_V: Tensor | None
+    softcap: float | None
+    kernels: Kernels
 
 
-def nll_and_hits(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the negative log-likelihood of each target in nats, and whether the arg-max is it; both [N]."""
-    nll_N = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
-    return nll_N, logits_NV.detach().argmax(-1) == targets_N
+class Loss(NamedTuple):
+    """`total` is the sum of the targets' negative log-likelihoods in nats times a weight; the rest is without gradient, [N]."""
+
+    total: Tensor
+    nll_N: Tensor
+    hits_N: Tensor
+
+
+def target_loss(x_NI: Tensor, targets_N: Tensor, head: Head, weight: float) -> Loss:
+    """Return the loss for the features at the places that predict `targets_N`; hits are where the arg-max is the target."""
+    return Loss(*_TargetLoss.apply(x_NI, targets_N, head, weight, head.weight_VI))
+
+
+class _TargetLoss(Function):
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, targets_N: Tensor, head: Head, weight: float, weight_VI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        wide = torch.promote_types(x_NI.dtype, torch.float32)
+        nll_N = x_NI.new_empty(len(x_NI), dtype=wide)
+        hits_N = torch.empty(len(x_NI), dtype=torch.bool, device=x_NI.device)
+        needs_x, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
+        dx_NI = torch.empty_like(x_NI) if needs_x else None
+        dweight_VI = torch.zeros_like(weight_VI, dtype=wide) if needs_weight else None
+        for start in range(0, len(x_NI), _PIECE):
+            piece = slice(start, start + _PIECE)
+            logits_NV = x_NI[piece] @ weight_VI.t() if head.bias_V is None else torch.addmm(head.bias_V, x_NI[piece], weight_VI.t())
+            nll_N[piece], hits_N[piece] = head.kernels.cross_entropy(
+                logits_NV, targets_N[piece], head.softcap, gradient=needs_x or needs_weight
+            )
+            if dx_NI is not None:
+                torch.mm(logits_NV, weight_VI, out=dx_NI[piece])
+            if dweight_VI is not None:
+                dweight_VI += logits_NV.t() @ x_NI[piece]
+        ctx.gradients, ctx.dtype = (dx_NI, dweight_VI, weight), x_NI.dtype
+        ctx.mark_non_differentiable(nll_N, hits_N)
+        return nll_N.sum() * weight, nll_N, hits_N
+
+    @staticmethod
+    def backward(ctx: Any, dtotal: Tensor, *_: Tensor) -> Any:
+        dx_NI, dweight_VI, weight = ctx.gradients
+        scale = dtotal * weight
+        dx_NI = None if dx_NI is None else dx_NI * scale.to(dx_NI.dtype)
+        return dx_NI, None, None, None, None if dweight_VI is None else (dweight_VI * scale).to(ctx.dtype)

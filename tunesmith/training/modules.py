@@ -1,0 +1,77 @@
+"""The portable path: transformers' own modules on the packed row, with our attention in them.
+
+Works for every architecture whose attention goes through transformers' registry, decoders and encoders alike; `network`
+checks at load that it does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from tunesmith.training import ops
+from tunesmith.training.kernels import Attention, Kernels
+from tunesmith.training.packing import Layout
+
+_NAME = "tunesmith_packed"
+
+
+class _Current:
+    """What the registered function attends with. transformers calls it by name; not every model passes arguments through to it."""
+
+    layout: Layout
+    kernels: Kernels
+
+
+def install(model: nn.Module) -> None:
+    """Have the model attend by segments of the packed row.
+
+    Raises: ValueError when transformers knows no registry for this architecture.
+    """
+    AttentionInterface.register(_NAME, _attend)
+    AttentionMaskInterface.register(_NAME, _no_mask)
+    if not getattr(model, "_supports_attention_backend", False):
+        raise ValueError(f"{type(model).__name__} does not attend through transformers' registry")
+    model.set_attn_implementation(_NAME)  # type: ignore[operator]
+
+
+def uninstall(model: nn.Module) -> None:
+    """Have the model attend as transformers does."""
+    model.set_attn_implementation("eager")  # type: ignore[operator]
+
+
+def recompute(model: nn.Module) -> None:
+    """Have each layer's activations computed again in the backward pass instead of kept."""
+    model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})  # type: ignore[operator]
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True  # transformers heeds the flag in training only; the module's children stay as they are
+
+
+def hidden(body: nn.Module, ids_T: Tensor, position_T: Tensor, layout: Layout, kernels: Kernels) -> Tensor:
+    """Return the last hidden state of the model's body for a packed row, [T, I]."""
+    _Current.layout, _Current.kernels = layout, kernels
+    output: Any = body(input_ids=ids_T[None], position_ids=position_T[None], use_cache=False)
+    state_TI: Tensor = output.last_hidden_state[0]
+    return state_TI
+
+
+def _no_mask(*_args: Any, **_kwargs: Any) -> None:
+    """Make no [T, T] mask: the layout says who may look where."""
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, scaling: float | None = None,
+    dropout: float = 0.0, is_causal: bool | None = None, sliding_window: int | None = None, softcap: float | None = None, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Attend as transformers asks: query [1, H, T, D], key and value [1, G, T, D]; return [1, T, H, D]."""
+    if dropout or attention_mask is not None:
+        raise ValueError("packed rows have neither attention dropout nor masks")
+    causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    q_THD, k_TGD, v_TGD = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    how = Attention(scale, causal, sliding_window if causal else None, softcap)
+    out_THD = ops.attend(q_THD, k_TGD, v_TGD, _Current.layout, how, _Current.kernels)
+    return out_THD[None], None
