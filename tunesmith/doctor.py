@@ -43,8 +43,11 @@ def _torch(settings: Settings) -> tuple[bool, str]:
         return False, "not installed. Hint: make install"
     from tunesmith.training import plan as planning  # noqa: PLC0415 - torch takes seconds to import
 
-    plan, reasons = planning.plan("lora")
-    return True, f"{plan.torch}; trains on {plan.device} ({plan.processor}) in {plan.dtype}: {reasons['dtype']}; {plan.threads} threads"
+    plan, reasons = planning.draft("lora")
+    return (
+        True,
+        f"{plan.torch}; trains on {plan.device} ({plan.processor}) in {plan.dtype}: {reasons['dtype']}; {plan.threads} threads; {reasons['kernels']}",
+    )
 
 
 def _memory(settings: Settings) -> tuple[bool, str]:

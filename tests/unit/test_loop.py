@@ -87,7 +87,7 @@ def test_first_twenty_losses_equal_a_plain_loop(
 ) -> None:
     """The same batches through transformers, PEFT, torch's AdamW and clipping, written out plainly."""
     spec = resolve(tiny, lora_dropout=0.0, n_steps=20, n_epochs=None, warmup_ratio=0.1)
-    plan, _ = planning.plan("lora")
+    plan, _ = planning.draft("lora")
     spec = dataclasses.replace(spec, plan=dataclasses.replace(plan, dtype=dtype))
     _, sink = train(tiny, (letters[0], None), tmp_path / "run", spec=spec)
 

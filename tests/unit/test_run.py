@@ -195,6 +195,11 @@ def test_a_finished_run_is_returned_as_it_is(done: tunesmith.Run, home: Settings
     assert before == {path: path.stat().st_mtime_ns for path in done.directory.rglob("*") if path.name != ".lock"}
 
 
+def said(run: tunesmith.Run) -> list[tuple[str, str]]:
+    """Return what a run said but of memory, which is the moment's."""
+    return [(event["key"], event["message"]) for event in run.events if event["key"] != "memory"]
+
+
 @pytest.mark.parametrize("question", [1, 8, 9, 14])
 def test_an_interrupted_run_goes_on(done: tunesmith.Run, home: Settings, files: tuple[Path, Path], tmp_path: Path, question: int) -> None:
     """Stopped in the base evaluation, in step 5, in its evaluation and in a later step: the same bits in the end, each step there once."""
@@ -206,7 +211,7 @@ def test_an_interrupted_run_goes_on(done: tunesmith.Run, home: Settings, files: 
     whole = train(home, files, tmp_path / "run", on_metric=lambda point: heard.append(point.step))
     assert whole.result == done.result and bits(whole) == bits(done)
     assert timeless(whole.metrics) == timeless(done.metrics)
-    assert [(e["key"], e["message"]) for e in whole.events] == [(e["key"], e["message"]) for e in done.events]
+    assert said(whole) == said(done)
     assert heard == list(range(heard[0], 11))
     assert sorted(path.name for path in (whole.directory / "checkpoints").iterdir()) == ["step-000005", "step-000010"]
 

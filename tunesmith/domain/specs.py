@@ -251,6 +251,17 @@ class ExecutionPlan:
     path: str = "modules"
     #: Whether activations are computed again in the backward pass instead of kept.
     recompute: bool = False
+    #: Where memory ran out: (step, budget from then on); half a step more for the evaluation after the step.
+    cuts: tuple[tuple[float, int], ...] = ()
+
+    def budget_at(self, moment: float) -> int:
+        """Return the token budget that holds at a step (half a step more: at the evaluation after it)."""
+        return min((budget for since, budget in self.cuts if since <= moment), default=self.token_budget)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ExecutionPlan:
+        """Read what `asdict` made and JSON carried."""
+        return cls(**{**data, "cuts": tuple((since, budget) for since, budget in data.get("cuts", ()))})
 
 
 @dataclass(frozen=True)
@@ -306,4 +317,4 @@ class ResolvedSpec:
         """Read what `to_dict` wrote."""
         values = {f.name: data[f.name] for f in fields(cls) if f.name in data}
         plan = values.pop("plan", None)
-        return cls(**values, plan=ExecutionPlan(**plan) if plan else None)
+        return cls(**values, plan=ExecutionPlan.from_dict(plan) if plan else None)

@@ -67,22 +67,47 @@ def micro_batches(examples: Sequence[TokenizedExample], token_budget: int, devic
 
     With `share`, examples that begin alike go together and their common beginning counts and is computed once.
     """
+    for rows in _groups(examples, token_budget, share):
+        yield _pack(examples, rows, device, share)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How many tokens some examples have, how many of them lie in beginnings that are computed for several, and how many are computed."""
+
+    tokens: int
+    shared: int
+    computed: int
+
+
+def sharing(examples: Sequence[TokenizedExample], token_budget: int) -> Sharing:
+    """Count what `micro_batches` shares."""
+    shared = computed = 0
+    for rows in _groups(examples, token_budget, share=True):
+        packed = packing.pack([examples[row].ids_T for row in rows])
+        uses_T = np.bincount(np.concatenate(packed.place_E))
+        shared += int(uses_T[uses_T > 1].sum())
+        computed += len(uses_T)
+    return Sharing(sum(map(len, examples)), shared, computed)
+
+
+def _groups(examples: Sequence[TokenizedExample], token_budget: int, share: bool) -> Iterator[list[int]]:
     order = sorted(range(len(examples)), key=lambda row: examples[row].ids_T.tobytes())
     costs = [len(examples[order[0]])]
     for before, row in itertools.pairwise(order):
         common = packing.common_length([examples[before].ids_T, examples[row].ids_T], 0) if share else 0
-        costs.append(len(examples[row]) - common)
+        costs.append(len(examples[row]) - max(0, common - packing.SHORTEST_SHARED + 1))  # the last few may not be shared
     # Micro-batches of like size: a small one at the end would run at a worse speed than all the others.
     limit = sum(costs) / math.ceil(sum(costs) / token_budget)
     group: list[int] = []
     size = 0
     for row, cost in zip(order, costs, strict=True):
         if group and (size + cost > token_budget or size >= limit):
-            yield _pack(examples, group, device, share)
+            yield group
             group, size = [], 0
         size += cost if group else len(examples[row])
         group.append(row)
-    yield _pack(examples, group, device, share)
+    yield group
 
 
 def _pack(examples: Sequence[TokenizedExample], rows: Sequence[int], device: str, share: bool) -> MicroBatch:

@@ -44,19 +44,19 @@ class _Layer:
 class Decoder:
     """The layers of a model; see `hidden`."""
 
-    def __init__(self, model: nn.Module, kernels: Kernels, *, recompute: bool) -> None:
+    def __init__(self, model: nn.Module, kernels: Kernels) -> None:
         body: Any = model.get_decoder()  # type: ignore[operator]
-        self.kernels, self.recompute = kernels, recompute
+        self.kernels = kernels
         self.embedding, self.rotary = body.embed_tokens, body.rotary_emb
         self.norm = _norm(body.norm)
         self.layers = [_layer(layer, body.config) for layer in body.layers]
 
-    def hidden(self, ids_T: Tensor, position_T: Tensor, layout: Layout) -> Tensor:
-        """Return the features behind the last layer, before the last norm, [T, I]."""
+    def hidden(self, ids_T: Tensor, position_T: Tensor, layout: Layout, *, recompute: bool) -> Tensor:
+        """Return the features behind the last layer, before the last norm, [T, I]; with `recompute` each layer keeps its input only."""
         h_TI: Tensor = self.embedding(ids_T)
         turns = {kind: self._turn(h_TI, position_T, kind) for kind in {layer.kind for layer in self.layers}}
         for layer in self.layers:
-            if self.recompute and torch.is_grad_enabled():
+            if recompute and torch.is_grad_enabled():
                 h_TI = checkpoint(self._forward, layer, h_TI, turns[layer.kind], layout, use_reentrant=False, preserve_rng_state=False)
             else:
                 h_TI = self._forward(layer, h_TI, turns[layer.kind], layout)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,11 +25,12 @@ from tunesmith.domain.jobs import Event, Request
 from tunesmith.domain.runs import Checkpoint, MetricPoint, RunResult, RunSink
 from tunesmith.domain.specs import ResolvedSpec
 from tunesmith.errors import InvalidRequest, TrainingFailed
-from tunesmith.training import batching, checkpoints, data, evaluation, lora, model
+from tunesmith.training import batching, checkpoints, data, evaluation, lora, memory, model
 from tunesmith.training import plan as planning
 from tunesmith.training.data import TokenizedExample
 from tunesmith.training.network import Network
 
+_T = TypeVar("_T")
 #: Most full evaluations of a run; epoch ends beyond it are thinned out evenly, the last step always has one.
 MAX_FULL_EVALUATIONS = 50
 
@@ -98,9 +98,9 @@ class _Run:
 
     def __init__(self, order: Order, sink: RunSink) -> None:
         self.order, self.sink = order, sink
-        self.spec = spec = _with_plan(order.spec, order.base, sink)
+        self.spec = spec = planning.begin(order.spec, order.base, sink)
         assert spec.plan is not None
-        self.device, self.budget = spec.plan.device, spec.plan.token_budget
+        self.device = spec.plan.device
         torch.set_num_threads(spec.plan.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         # A debugging aid that would fill every new tensor; torch.utils.deterministic is a module with properties.
@@ -117,6 +117,10 @@ class _Run:
         self.network = Network(self.model, spec, spec.plan)
         if self.network.notice:
             sink.event(Event(self.network.notice, key="path", level="warn"))
+        if order.spec.plan is None:
+            self.spec = spec = planning.settle(spec, self.network, max(map(len, self.training + self.validation)), sink)
+        sink.resolved(spec)
+        self._say_what_is_shared()
         self.parameters = model.trainable(self.model)
         if order.adapter:
             lora.load_adapter(self.model, order.adapter)
@@ -129,6 +133,18 @@ class _Run:
         self.saved_at = time.monotonic()
         self.saved_step = self.state.step if order.resume and self.state.pending is None else -1
 
+    def _say_what_is_shared(self) -> None:
+        """Say what computing shared beginnings once saves, by the first steps."""
+        assert self.spec.plan is not None
+        parts = []
+        for step in range(1, min(4, self.total_steps) + 1):
+            rows = batching.rows_of_step(len(self.training), self.spec.examples_per_step, self.spec.seed, step)
+            parts.append((len(rows), batching.sharing([self.training[row] for row in rows], self.spec.plan.token_budget)))
+        num_rows, tokens, shared, computed = (sum(column) for column in zip(*((n, *astuple(part)) for n, part in parts), strict=True))
+        if self.network.path != "plain" and tokens >= 1.05 * computed:
+            words = f"Shared prefix: {shared / num_rows:.0f} of {tokens / num_rows:.0f} tokens, {tokens / computed:.1f} × less work."
+            self.sink.event(Event(words, key="shared_prefix"))
+
     # ------------------------------------------------------------------ a single training step
 
     def take_step(self) -> None:
@@ -139,16 +155,7 @@ class _Run:
         examples = [self.training[row] for row in rows]
         num_targets = sum(example.num_targets for example in examples)
 
-        self.optimizer.zero_grad(set_to_none=True)
-        self.network.refresh()
-        nll, hits = 0.0, 0
-        for batch in self.network.micro_batches(examples, self.budget):
-            self._heed_requests()
-            self.network.masks.begin(step, batch.hash_T)
-            loss = self.network.loss(batch, weight=1 / num_targets)
-            torch.autograd.backward(loss.total)
-            nll += float(loss.nll_N.double().sum())
-            hits += int(loss.hits_N.sum())
+        nll, hits = self._within_memory(step, lambda budget: self._accumulate(step, examples, num_targets, budget))
         grad_norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), specs.MAX_GRAD_NORM))
         if not (math.isfinite(nll) and math.isfinite(grad_norm)):
             raise TrainingFailed(
@@ -172,6 +179,39 @@ class _Run:
                 tokens_per_second=num_tokens / (time.perf_counter() - started),
             )
         )  # fmt: skip
+
+    def _accumulate(self, step: int, examples: Sequence[TokenizedExample], num_targets: int, budget: int) -> tuple[float, int]:
+        """Add up the gradients of the step's micro-batches; return the sum of the losses, and the hits."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.network.refresh()
+        nll, hits = 0.0, 0
+        for batch in self.network.micro_batches(examples, budget):
+            self._heed_requests()
+            self.network.masks.begin(step, batch.hash_T)
+            loss = self.network.loss(batch, weight=1 / num_targets)
+            torch.autograd.backward(loss.total)
+            nll += float(loss.nll_N.double().sum())
+            hits += int(loss.hits_N.sum())
+        return nll, hits
+
+    def _within_memory(self, moment: float, compute: Callable[[int], _T]) -> _T:
+        """Compute with the token budget of the moment; where memory runs out, with half of it, from then on and in every replay."""
+        while True:
+            assert self.spec.plan is not None
+            budget = self.spec.plan.budget_at(moment)
+            try:
+                return compute(budget)
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_exhausted(error):
+                    raise
+            if budget <= memory.SMALLEST_BUDGET:
+                words = f"Out of memory at step {math.ceil(moment)}, even with micro-batches of {budget} tokens."
+                raise TrainingFailed(f"{words} Hint: lower max_length, or use a machine with more memory.", code="out_of_memory")
+            plan = dataclasses.replace(self.spec.plan, cuts=(*self.spec.plan.cuts, (moment, budget // 2)))
+            self.spec = dataclasses.replace(self.spec, plan=plan)
+            self.sink.resolved(self.spec)
+            words = f"Out of memory at step {math.ceil(moment)}: micro-batches have {budget // 2} tokens instead of {budget} from here on."
+            self.sink.event(Event(words, key=f"memory:{moment}:{budget}", level="warn"))
 
     # ------------------------------------------------------------------ what is said of it
 
@@ -231,7 +271,8 @@ class _Run:
             )
 
     def _evaluate(self, examples: Sequence[TokenizedExample]) -> evaluation.Evaluation:
-        return evaluation.evaluate(self.network, examples, self.budget, self._heed_requests)
+        moment = self.state.step + 0.5
+        return self._within_memory(moment, lambda budget: evaluation.evaluate(self.network, examples, budget, self._heed_requests))
 
     def _heed_requests(self) -> None:
         request = self.sink.request()
@@ -326,24 +367,6 @@ def _full_evaluation_steps(total_steps: int, per_epoch: int) -> set[int]:
     if len(ends) > MAX_FULL_EVALUATIONS - 1:
         ends = [ends[round(i)] for i in np.linspace(0, len(ends) - 1, MAX_FULL_EVALUATIONS - 1)]
     return {*ends, total_steps}
-
-
-def _with_plan(spec: ResolvedSpec, base: Path, sink: RunSink) -> ResolvedSpec:
-    """Give the spec its execution plan; one it already has is obeyed, aloud where this machine is another."""
-    plan, reasons = planning.plan(spec.tuning, base)
-    if spec.plan is None:
-        spec = dataclasses.replace(spec, plan=plan, reasons={**spec.reasons, **reasons})
-    else:
-        same = (spec.plan.device, spec.plan.processor, spec.plan.torch) == (plan.device, plan.processor, plan.torch)
-        usable = os.cpu_count() or 1
-        if spec.plan.device != plan.device:
-            spec = dataclasses.replace(spec, plan=dataclasses.replace(spec.plan, device=plan.device, dtype=plan.dtype))
-        if not same or (spec.plan is not None and spec.plan.threads > usable):
-            where = f"This attempt runs on {plan.device}, {plan.processor}, torch {plan.torch}, not where the run began"
-            words = f"{where}: its results are equal within round-off, not bit for bit."
-            sink.event(Event(words, key=f"plan:{plan.processor}", level="warn"))
-    sink.resolved(spec)
-    return spec
 
 
 def _load_data(order: Order, spec: ResolvedSpec, tokenizer: Any, sink: RunSink) -> tuple[list[TokenizedExample], list[TokenizedExample]]:

@@ -25,6 +25,11 @@ class Head(NamedTuple):
     softcap: float | None
     kernels: Kernels
 
+    def piece_bytes(self) -> int:
+        """Return the most memory that the logits of one piece take; plain torch needs three wide copies."""
+        wide = 12 if self.kernels.name == "torch" else 0
+        return _PIECE * self.weight_VI.shape[0] * (self.weight_VI.element_size() + wide)
+
 
 class Loss(NamedTuple):
     """`total` is the sum of the targets' negative log-likelihoods in nats times a weight; the rest is without gradient, [N]."""

@@ -42,8 +42,13 @@ def uninstall(model: nn.Module) -> None:
     model.set_attn_implementation("eager")  # type: ignore[operator]
 
 
-def recompute(model: nn.Module) -> None:
-    """Have each layer's activations computed again in the backward pass instead of kept."""
+def recompute(model: nn.Module, on: bool) -> None:
+    """Have each layer's activations computed again in the backward pass instead of kept, or kept again."""
+    if on == model.is_activation_checkpointing:
+        return
+    if not on:
+        model.activation_checkpointing_disable()  # type: ignore[operator]
+        return
     model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})  # type: ignore[operator]
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):

@@ -50,9 +50,11 @@ class Network:
         self.kernels = selection.by_name(plan.kernels)
         self.masks = dropout.Masks(spec.lora_dropout if spec.tuning == "lora" else 0.0, spec.seed)
         self.notice: str | None = None
+        self.recompute = plan.recompute
         self._body: Any = model.base_model
         head: Any = model.get_output_embeddings()  # type: ignore[operator]
         text: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
+        self.num_layers: int = getattr(text, "num_hidden_layers", 1)
         self._multiplier = getattr(text, "logit_scale", None) or 1 / (getattr(text, "logits_scaling", None) or 1)
         self.head = losses.Head(head.weight, head.bias, getattr(text, "final_logit_softcapping", None), self.kernels)
         probe = _probe(head.weight.shape[0])
@@ -78,20 +80,19 @@ class Network:
     # ------------------------------------------------------------------ the three ways; each returns what the head reads, [N, I]
 
     def _decoder(self) -> Features:
-        decoder = Decoder(self.model, self.kernels, recompute=self.plan.recompute)
+        decoder = Decoder(self.model, self.kernels)
 
         def features(batch: MicroBatch) -> Tensor:
-            h_TI = decoder.hidden(batch.ids_T, batch.position_T, batch.layout)
+            h_TI = decoder.hidden(batch.ids_T, batch.position_T, batch.layout, recompute=self.recompute)
             return decoder.last_norm(h_TI.index_select(0, batch.place_N))
 
         return features
 
     def _modules(self) -> Features:
         modules.install(self.model)
-        if self.plan.recompute:
-            modules.recompute(self.model)
 
         def features(batch: MicroBatch) -> Tensor:
+            modules.recompute(self.model, self.recompute)
             h_TI = modules.hidden(self._body, batch.ids_T, batch.position_T, batch.layout, self.kernels)
             return h_TI.index_select(0, batch.place_N)
 

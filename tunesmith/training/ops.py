@@ -71,23 +71,20 @@ class _Saved(NamedTuple):
     drop: Drop | None
     a_RI: Tensor
     gain: float
-    low_TR: Tensor
 
 
-def _multiply(buffer_TX: Tensor, group: LoraGroup, residual_TO: Tensor | None = None) -> tuple[Tensor, _Saved]:
-    """Fill the low-rank columns of the buffer and multiply it by [W | scale B]ᵀ."""
+def _multiply(buffer_TX: Tensor, group: LoraGroup, residual_TO: Tensor | None = None) -> tuple[Tensor, _Saved, Tensor]:
+    """Fill the low-rank columns of the buffer and multiply it by [W | scale B]ᵀ; return a copy of those columns too.
+
+    A copy, because the features are not kept: to compute them again in the backward pass is cheaper.
+    """
     drop, a_RI, gain = group.drop()
     low_TR = buffer_TX[:, group.num_in :]
     group.kernels.lora_down(buffer_TX[:, : group.num_in], drop, a_RI, low_TR)
     addend = residual_TO if group.bias_O is None else group.bias_O if residual_TO is None else residual_TO + group.bias_O
     weight_XO = group.extended_OX.t()
     y_TO = buffer_TX @ weight_XO if addend is None else torch.addmm(addend, buffer_TX, weight_XO)
-    return y_TO, _Saved(group, drop, a_RI, gain, low_TR)
-
-
-def _without_buffer(saved: _Saved) -> _Saved:
-    """Keep the low-rank columns alone: the features are computed again in the backward pass, which is cheaper than to keep them."""
-    return saved._replace(low_TR=saved.low_TR.clone())
+    return y_TO, _Saved(group, drop, a_RI, gain), low_TR.clone()
 
 
 def _gradient_in(dy_TO: Tensor, saved: _Saved, needed: bool) -> tuple[Tensor, Tensor | None]:
@@ -99,7 +96,7 @@ def _gradient_in(dy_TO: Tensor, saved: _Saved, needed: bool) -> tuple[Tensor, Te
     return dbuffer_TX[:, group.num_in :], dbuffer_TX
 
 
-def _gradients(dy_TO: Tensor, dlow_TR: Tensor, dx_TI: Tensor | None, x_TI: Tensor, saved: _Saved) -> list[Tensor]:
+def _gradients(dy_TO: Tensor, dlow_TR: Tensor, dx_TI: Tensor | None, x_TI: Tensor, low_TR: Tensor, saved: _Saved) -> list[Tensor]:
     """Add LoRA's part to dx; return the gradients of each layer's A and B."""
     group = saved.group
     da_RI = group.kernels.lora_down_backward(dlow_TR, x_TI, saved.drop, saved.a_RI, dx_TI)
@@ -108,7 +105,7 @@ def _gradients(dy_TO: Tensor, dlow_TR: Tensor, dx_TI: Tensor | None, x_TI: Tenso
     gradients = []
     for out, low in zip(group.outs, group.lows, strict=True):
         gradients.append(da_RI[low])
-        gradients.append(group.kernels.lora_up_backward(dy_TO[:, out], saved.low_TR[:, low]).mul_(group.scale))
+        gradients.append(group.kernels.lora_up_backward(dy_TO[:, out], low_TR[:, low]).mul_(group.scale))
     return gradients
 
 
@@ -156,18 +153,18 @@ class _RopeAttend(Function):
         buffer_TX = qkv_TO.new_empty(len(qkv_TO), width + room)
         out_THD = buffer_TX[:, :width].unflatten(1, (-1, heads.size))
         lse_TH = kernels.attention(q_THD, k_TGD, v_TGD, layout, how, out_THD)
-        ctx.save_for_backward(qkv_TO, buffer_TX, lse_TH)
-        ctx.normal = (q_THD, rstd_q, k_TGD, rstd_k) if heads.q_norm else None
+        normal = (q_THD, rstd_q, k_TGD, rstd_k) if heads.q_norm else ()
+        ctx.save_for_backward(qkv_TO, buffer_TX, lse_TH, *normal)
         ctx.arguments = heads, turn, layout, how, kernels
         return buffer_TX
 
     @staticmethod
     def backward(ctx: Any, dbuffer_TX: Tensor) -> Any:
         heads, turn, layout, how, kernels = ctx.arguments
-        qkv_TO, buffer_TX, lse_TH = ctx.saved_tensors
+        qkv_TO, buffer_TX, lse_TH, *normal = ctx.saved_tensors
         width = heads.num_query * heads.size
         raw_q_THD, raw_k_TGD, v_TGD = heads.split(qkv_TO)
-        q_THD, rstd_q, k_TGD, rstd_k = ctx.normal or (raw_q_THD, None, raw_k_TGD, None)
+        q_THD, rstd_q, k_TGD, rstd_k = normal or (raw_q_THD, None, raw_k_TGD, None)
         out_THD, dout_THD = (x[:, :width].unflatten(1, (-1, heads.size)) for x in (buffer_TX, dbuffer_TX))
         dqkv_TO = torch.empty_like(qkv_TO)
         dq_THD, dk_TGD, dv_TGD = heads.split(dqkv_TO)
@@ -208,7 +205,7 @@ class _Widen(Function):
 class _Project(Function):
     @staticmethod
     def forward(ctx: Any, x_TX: Tensor, residual_TO: Tensor | None, group: LoraGroup, *_: Tensor) -> Tensor:
-        y_TO, ctx.saved = _multiply(x_TX.data, group, residual_TO)  # .data: the low-rank columns are nobody's but ours
+        y_TO, ctx.saved, _low = _multiply(x_TX.data, group, residual_TO)  # .data: the low-rank columns are nobody's but ours
         ctx.save_for_backward(x_TX)
         return y_TO
 
@@ -219,7 +216,7 @@ class _Project(Function):
         num_in = saved.group.num_in
         dlow_TR, dx_TX = _gradient_in(dy_TO, saved, ctx.needs_input_grad[0])
         dx_TI = None if dx_TX is None else dx_TX[:, :num_in]
-        gradients = _gradients(dy_TO, dlow_TR, dx_TI, x_TX[:, :num_in], saved)
+        gradients = _gradients(dy_TO, dlow_TR, dx_TI, x_TX[:, :num_in], x_TX[:, num_in:], saved)
         return dx_TX, dy_TO if ctx.needs_input_grad[1] else None, None, *gradients
 
 
@@ -228,21 +225,21 @@ class _NormProject(Function):
     def forward(ctx: Any, h_TI: Tensor, norm: Norm, group: LoraGroup, *_: Tensor) -> tuple[Tensor, Tensor]:
         buffer_TX = h_TI.new_empty(len(h_TI), group.num_in + group.num_low)
         group.kernels.rms_norm(h_TI, norm.weight_I, norm.eps, buffer_TX[:, : group.num_in])
-        y_TO, saved = _multiply(buffer_TX, group)
-        ctx.saved, ctx.norm = _without_buffer(saved), norm
-        ctx.save_for_backward(h_TI)
+        y_TO, ctx.saved, low_TR = _multiply(buffer_TX, group)
+        ctx.norm = norm
+        ctx.save_for_backward(h_TI, low_TR)
         return h_TI.view_as(h_TI), y_TO
 
     @staticmethod
     def backward(ctx: Any, dh_TI: Tensor, dy_TO: Tensor) -> Any:
-        (h_TI,) = ctx.saved_tensors
+        h_TI, low_TR = ctx.saved_tensors
         saved: _Saved = ctx.saved
         kernels, num_in = saved.group.kernels, saved.group.num_in
         x_TI = torch.empty_like(h_TI)
         rstd_T = kernels.rms_norm(h_TI, ctx.norm.weight_I, ctx.norm.eps, x_TI)
         dlow_TR, dx_TX = _gradient_in(dy_TO, saved, ctx.needs_input_grad[0])
         dx_TI = None if dx_TX is None else dx_TX[:, :num_in]
-        gradients = _gradients(dy_TO, dlow_TR, dx_TI, x_TI, saved)
+        gradients = _gradients(dy_TO, dlow_TR, dx_TI, x_TI, low_TR, saved)
         if dx_TI is None:
             return None, None, None, *gradients
         kernels.rms_norm_backward(dx_TI, h_TI, ctx.norm.weight_I, rstd_T, dh_TI)
@@ -254,21 +251,21 @@ class _GluProject(Function):
     def forward(ctx: Any, gate_up_T2F: Tensor, activation: Activation, residual_TO: Tensor | None, group: LoraGroup, *_: Tensor) -> Tensor:
         buffer_TX = gate_up_T2F.new_empty(len(gate_up_T2F), group.num_in + group.num_low)
         group.kernels.glu(gate_up_T2F, activation, buffer_TX[:, : group.num_in])
-        y_TO, saved = _multiply(buffer_TX, group, residual_TO)
-        ctx.saved, ctx.activation = _without_buffer(saved), activation
-        ctx.save_for_backward(gate_up_T2F)
+        y_TO, ctx.saved, low_TR = _multiply(buffer_TX, group, residual_TO)
+        ctx.activation = activation
+        ctx.save_for_backward(gate_up_T2F, low_TR)
         return y_TO
 
     @staticmethod
     def backward(ctx: Any, dy_TO: Tensor) -> Any:
-        (gate_up_T2F,) = ctx.saved_tensors
+        gate_up_T2F, low_TR = ctx.saved_tensors
         saved: _Saved = ctx.saved
         kernels, num_in = saved.group.kernels, saved.group.num_in
         x_TF = gate_up_T2F.new_empty(len(gate_up_T2F), num_in)
         kernels.glu(gate_up_T2F, ctx.activation, x_TF)
         dlow_TR, dx_TX = _gradient_in(dy_TO, saved, True)
         assert dx_TX is not None
-        gradients = _gradients(dy_TO, dlow_TR, dx_TX[:, :num_in], x_TF, saved)
+        gradients = _gradients(dy_TO, dlow_TR, dx_TX[:, :num_in], x_TF, low_TR, saved)
         dgate_up_T2F = kernels.glu_backward(dx_TX[:, :num_in], gate_up_T2F, ctx.activation)
         return dgate_up_T2F, None, dy_TO if ctx.needs_input_grad[2] else None, None, *gradients
 

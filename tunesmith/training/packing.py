@@ -17,7 +17,7 @@ Ints = npt.NDArray[np.int32]
 Tokens = npt.NDArray[np.int64]
 
 #: Beginnings shorter than this are computed anew for each example: a segment has a price of its own in attention.
-_SHORTEST_SHARED = 16
+SHORTEST_SHARED = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ class _Packer:
         for e in members:
             rest_T = examples[e][position:]
             # Too short to share what is left: a group of its own.
-            key = rest_T[:_SHORTEST_SHARED].tobytes() if len(rest_T) >= _SHORTEST_SHARED else f"alone {e}".encode()
+            key = rest_T[:SHORTEST_SHARED].tobytes() if len(rest_T) >= SHORTEST_SHARED else f"alone {e}".encode()
             if len(rest_T):
                 groups.setdefault(key, []).append(e)
         for group in groups.values():

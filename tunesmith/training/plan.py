@@ -1,20 +1,27 @@
-"""How this machine will compute a run: device, type, kernels, path, threads, token budget, each with its reason."""
+"""How this machine will compute a run: device, type, kernels, path, threads, token budget, each with its reason.
+
+Made in two steps: before the model is loaded, and, for the budget, when its memory can be told.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 
 import torch
 
 from tunesmith import hardware
-from tunesmith.domain.specs import ExecutionPlan
-from tunesmith.training import network
+from tunesmith.domain.jobs import Event
+from tunesmith.domain.runs import RunSink
+from tunesmith.domain.specs import ExecutionPlan, ResolvedSpec
+from tunesmith.training import memory, network
 from tunesmith.training.kernels import selection
 from tunesmith.training.model import native_bfloat16
 
 
-def plan(tuning: str, base: Path | None = None) -> tuple[ExecutionPlan, dict[str, str]]:
+def draft(tuning: str, base: Path | None = None) -> tuple[ExecutionPlan, dict[str, str]]:
     """Choose for the model in directory `base` (None: of no particular family)."""
     cuda = torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
@@ -22,18 +29,52 @@ def plan(tuning: str, base: Path | None = None) -> tuple[ExecutionPlan, dict[str
     dtype, why = _dtype(cuda, tuning)
     kernels, why_kernels = selection.choose(device)
     path, why_path = network.path_for(_model_type(base), tuning)
-    budget = 8192 if cuda else 4096
     reasons = {
         "device": "a CUDA device is present" if cuda else "no CUDA device",
         "dtype": why,
         "kernels": why_kernels,
         "path": why_path,
         "threads": "every core this process may use",
-        "token_budget": f"{budget} tokens a micro-batch suit a {device} device",
     }
     capability = torch.backends.cpu.get_cpu_capability()
     name = torch.cuda.get_device_name() if cuda else f"{hardware.processor()} ({capability})"
-    return ExecutionPlan(device, dtype, threads, budget, name, torch.__version__, kernels, path), reasons
+    return ExecutionPlan(device, dtype, threads, memory.LARGEST_BUDGET[device], name, torch.__version__, kernels, path), reasons
+
+
+def begin(spec: ResolvedSpec, base: Path, sink: RunSink) -> ResolvedSpec:
+    """Give the spec a plan but for its budget; one it already has is obeyed, aloud where this machine is another."""
+    here, reasons = draft(spec.tuning, base)
+    if spec.plan is None:
+        return dataclasses.replace(spec, plan=here, reasons={**spec.reasons, **reasons})
+    there = spec.plan
+    if there.device != here.device:
+        spec = dataclasses.replace(spec, plan=dataclasses.replace(there, device=here.device, dtype=here.dtype, kernels=here.kernels))
+    same = (there.device, there.processor, there.torch) == (here.device, here.processor, here.torch)
+    lacking = there.kernels != "torch" and there.kernels != here.kernels
+    if not same or lacking or there.threads > (os.cpu_count() or 1):
+        where = f"This attempt runs on {here.device}, {here.processor}, torch {here.torch}, {here.kernels} kernels, not where the run began"
+        words = f"{where}: its results are equal within round-off, not bit for bit."
+        sink.event(Event(words, key=f"plan:{here.processor}", level="warn"))
+    return spec
+
+
+def settle(spec: ResolvedSpec, net: network.Network, longest: int, sink: RunSink) -> ResolvedSpec:
+    """Choose the token budget by the memory that is free; `longest` is the longest example, which must fit in any case."""
+    assert spec.plan is not None
+    device = spec.plan.device
+    whole, recomputed = memory.estimates(net)
+    free = memory.free(device)
+    budget, net.recompute, _ = memory.fit(whole, recomputed, free, device)
+    peak = (recomputed if net.recompute else whole).peak(max(budget, longest))
+    words = f"{budget:,} tokens a micro-batch take about {peak / 1e9:.1f} GB in all; {(free + whole.now) / 1e9:.1f} GB are there"
+    sink.event(Event(f"Memory: {words}{', with activations computed twice to save it' if net.recompute else ''}.", key="memory"))
+    if peak > whole.now + free:
+        hint = "Hint: lower max_length, or use a machine with more memory."
+        sink.event(
+            Event(f"This may be too little memory: the longest example has {longest:,} tokens. {hint}", key="memory:short", level="warn")
+        )
+    plan = dataclasses.replace(spec.plan, path=net.path, token_budget=budget, recompute=net.recompute)
+    return dataclasses.replace(spec, plan=plan, reasons={**spec.reasons, "token_budget": words})
 
 
 def _dtype(cuda: bool, tuning: str) -> tuple[str, str]:
