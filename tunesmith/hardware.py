@@ -30,6 +30,15 @@ def physical_cores() -> int:
     return len(cores)
 
 
+def oom_kills() -> int:
+    """Count the processes that the kernel has killed for want of memory since it started; 0 where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
 def _cpu_info(key: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

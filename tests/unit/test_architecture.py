@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "inference": {"domain", "errors", "processes", "hardware", "training.model"},
     "services": {"store", "domain", "processes", "settings", "errors", "training.checkpoints"},
     "api": {"services", "store", "domain", "settings", "errors", "inference.backend", "inference.requests"},
-    "worker": {"services", "store", "domain", "processes", "settings", "errors", "training.defaults", "training.checkpoints"},
+    "worker": {"services", "store", "domain", "processes", "hardware", "settings", "errors", "training.defaults", "training.checkpoints"},
     "worker.trainer": {"domain", "processes", "errors", "training"},
     "server": {"api", "processes", "settings", "errors"},
     "run": {"services", "store", "domain", "training", "inference.chat", "plots", "processes", "settings", "errors"},

@@ -6,6 +6,7 @@ Resolving "auto" needs facts of the model and the data and lives in `tunesmith.t
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import sys
 from collections.abc import Mapping
@@ -232,6 +233,10 @@ def check_together(values: Mapping[str, Value], asked: Mapping[str, Value], *, h
             raise InvalidRequest(f"{name} needs validation data: give a validation file or a training_split.", param=prefix + name)
 
 
+#: Tokens; with less memory than that takes, a run cannot go on.
+SMALLEST_BUDGET = 128
+
+
 @dataclass(frozen=True)
 class ExecutionPlan:
     """How this machine computes the run; frozen with the spec, so that a resumed attempt computes the same bits."""
@@ -257,6 +262,11 @@ class ExecutionPlan:
     def budget_at(self, moment: float) -> int:
         """Return the token budget that holds at a step (half a step more: at the evaluation after it)."""
         return min((budget for since, budget in self.cuts if since <= moment), default=self.token_budget)
+
+    def halved(self, moment: float) -> ExecutionPlan | None:
+        """Return the plan with half the token budget from a moment on, or None when that would be too small."""
+        budget = self.budget_at(moment) // 2
+        return dataclasses.replace(self, cuts=(*self.cuts, (moment, budget))) if budget >= SMALLEST_BUDGET else None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ExecutionPlan:

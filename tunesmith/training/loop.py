@@ -204,10 +204,10 @@ class _Run:
             except (RuntimeError, MemoryError) as error:
                 if not memory.is_exhausted(error):
                     raise
-            if budget <= memory.SMALLEST_BUDGET:
+            plan = self.spec.plan.halved(moment)
+            if plan is None:
                 words = f"Out of memory at step {math.ceil(moment)}, even with micro-batches of {budget} tokens."
                 raise TrainingFailed(f"{words} Hint: lower max_length, or use a machine with more memory.", code="out_of_memory")
-            plan = dataclasses.replace(self.spec.plan, cuts=(*self.spec.plan.cuts, (moment, budget // 2)))
             self.spec = dataclasses.replace(self.spec, plan=plan)
             self.sink.resolved(self.spec)
             words = f"Out of memory at step {math.ceil(moment)}: micro-batches have {budget // 2} tokens instead of {budget} from here on."

@@ -14,12 +14,12 @@ import psutil
 import torch
 from torch import Tensor
 
+from tunesmith.domain.specs import SMALLEST_BUDGET
 from tunesmith.training.data import TokenizedExample
 from tunesmith.training.network import Network
 
 #: Largest budgets worth having: beyond them a step gets no faster.
 LARGEST_BUDGET = {"cpu": 4096, "cuda": 16384}
-SMALLEST_BUDGET = 128
 _USABLE = 0.85  # of the memory that is free; others on this machine need some too
 #: What torch's libraries take for themselves in the first steps on a CPU, and how much more than is kept for the backward pass
 #: is in use at its peak, with what passes through and what the allocator leaves between. Measured on SmolLM2-135M with 200 to 4,000 tokens.

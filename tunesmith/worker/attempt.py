@@ -6,12 +6,14 @@ carries the fence, and only then known to the store, so nothing a superseded att
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
 import queue
 import re
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -19,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith import processes
+from tunesmith import hardware, processes
 from tunesmith.domain import ids, models, runs
 from tunesmith.domain.jobs import MAX_CRASHES, Event, Job, JobError, Request
 from tunesmith.domain.runs import Checkpoint, MetricPoint
@@ -60,6 +62,7 @@ class Attempt:
         self._started_at = time.monotonic()
         self._first_step: int | None = None
         self._killed_to_pause = False
+        self._oom_kills = hardware.oom_kills()
 
     def run(self, stopping: threading.Event) -> None:
         """Run to the end of the attempt. Call from the process's main thread (the child dies with it)."""
@@ -273,11 +276,27 @@ class Attempt:
         if self._killed_to_pause:
             self._pause()
             return
+        if status == -signal.SIGKILL and hardware.oom_kills() > self._oom_kills and self._halve_budget():
+            job_queue.release(self.context.db, self.job.id, self.job.fence)
+            return
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
         words = f"The trainer died ({how}); the run continues from its newest checkpoint."
         event = Event(words, key=f"died:{self.job.fence}", level="warn")
         job_store.record(self.context.db, self.job.id, self.job.fence, events=[event])
         job_queue.abandon(self.context.db, self.job.id, self.job.fence)
+
+    def _halve_budget(self) -> bool:
+        """After the kernel killed the trainer for its memory: have the next attempt take less; return whether it can."""
+        done = max((point.step for point in self._stored_points()), default=0)
+        plan = self.spec.plan and self.spec.plan.halved(done + 1)
+        if not plan:
+            return False
+        budget = plan.budget_at(done + 1)
+        words = f"The trainer was killed because memory ran out; from step {done + 1} on micro-batches have {budget} tokens."
+        event = Event(words, key=f"memory:{done + 1}:{budget}", level="warn")
+        resolved = dataclasses.replace(self.spec, plan=plan).to_dict()
+        job_store.move(self.context.db, self.job.id, self.job.fence, "running", resolved=resolved, events=[event])
+        return True
 
     def _fail(self, error: Mapping[str, Any]) -> None:
         event = Event(f"The job failed: {error['message']}", key="failed", level="error")
@@ -317,16 +336,20 @@ class Attempt:
 
     def _result_file(self) -> FileRow:
         """Write step_metrics.csv: plain text, OpenAI's five columns first; the base evaluation (step 0) is not in it."""
-        points, seq = [], 0
-        while rows := job_store.metrics_after(self.context.db, self.job.id, seq):
-            points += [MetricPoint(**row.data) for row in rows]
-            seq = rows[-1].seq
-        content = runs.step_metrics_csv(points).encode()
+        content = runs.step_metrics_csv(self._stored_points()).encode()
         file_id = ids.new(ids.FILE)
         with self.context.blobs.new_temp() as temp:
             temp.write(content)
             self.context.blobs.commit(temp, file_id)
         return FileRow(file_id, len(content), int(time.time()), "step_metrics.csv", "fine-tune-results", temp.sha256)
+
+    def _stored_points(self) -> list[MetricPoint]:
+        points: list[MetricPoint] = []
+        seq = 0
+        while rows := job_store.metrics_after(self.context.db, self.job.id, seq):
+            points += [MetricPoint(**row.data) for row in rows]
+            seq = rows[-1].seq
+        return points
 
     def _clean_up_if_over(self) -> None:
         """A job that failed or was cancelled leaves no model; its checkpoints go, its log stays."""
