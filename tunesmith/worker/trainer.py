@@ -71,6 +71,7 @@ class PipeSink:
 def main() -> None:
     """Run the order that stdin gives; the last line said is a result or an error."""
     processes.die_with_parent()
+    processes.keep_freed_memory()
     os.nice(_NICENESS)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not be taken for a message

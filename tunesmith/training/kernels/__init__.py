@@ -73,16 +73,18 @@ class Kernels(Protocol):
         """
 
     def attention(self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Layout, how: Attention, out_THD: Tensor) -> Tensor:
-        """Fill out = softmax(scale q kᵀ) v within each segment and its ancestors; return the log-sum-exp of the scores, [T, H].
+        """Fill out = softmax(scale q kᵀ) v within each segment and its ancestors.
+
+        Return what these kernels' backward pass needs besides, [T, ...]: the log-sum-exp of the scores, [T, H], or nothing.
 
         Query head h reads key head h // (H / G). All may have any stride between tokens; heads lie one behind the other.
         """
 
     def attention_backward(
-        self, dout_THD: Tensor, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, out_THD: Tensor, lse_TH: Tensor,
+        self, dout_THD: Tensor, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, out_THD: Tensor, saved: Tensor,
         layout: Layout, how: Attention, dq_THD: Tensor, dk_TGD: Tensor, dv_TGD: Tensor,
     ) -> None:  # fmt: skip
-        """Fill dq, dk and dv (Dao et al., 2022, appendix B.2)."""
+        """Fill dq, dk and dv (Dao et al., 2022, appendix B.2); `saved` is what `attention` returned."""
 
     def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor, softcap: float | None, gradient: bool) -> tuple[Tensor, Tensor]:
         """Return the negative log-likelihood [N] (float32 at least) in nats, and whether the arg-max is the target [N].

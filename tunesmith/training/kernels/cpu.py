@@ -84,7 +84,8 @@ def _ours(*tensors: Tensor) -> bool:
     return first.dtype in _SUFFIX and all(
         x.dtype == first.dtype
         and x.device.type == "cpu"
-        and (x.shape[-1] <= 1 or x.stride(-1) == 1)
+        and x.shape[-1] > 0
+        and (x.shape[-1] == 1 or x.stride(-1) == 1)
         and (x.dim() < 3 or x.shape[1] <= 1 or x.stride(1) == x.shape[2])
         for x in tensors
     )
@@ -107,20 +108,20 @@ class CpuKernels:
         self._torch: Kernels = TorchKernels()
 
     def rms_norm(self, h_TI: Tensor, weight_I: Tensor, eps: float, out_TI: Tensor) -> Tensor:
-        T, I = h_TI.shape
-        assert out_TI.shape == (T, I)
-        if not (_ours(h_TI, out_TI) and _is_vector(weight_I, torch.float32, I)):
+        T, features = h_TI.shape
+        assert out_TI.shape == (T, features)
+        if not (_ours(h_TI, out_TI) and _is_vector(weight_I, torch.float32, features)):
             return self._torch.rms_norm(h_TI, weight_I, eps, out_TI)
         rstd_T = torch.empty(T)
-        _call("rms_norm", h_TI, T, I, *_rows(h_TI), weight_I, float(eps), *_rows(out_TI), rstd_T)
+        _call("rms_norm", h_TI, T, features, *_rows(h_TI), weight_I, float(eps), *_rows(out_TI), rstd_T)
         return rstd_T
 
     def rms_norm_backward(self, dout_TI: Tensor, h_TI: Tensor, weight_I: Tensor, rstd_T: Tensor, dh_TI: Tensor) -> None:
-        T, I = h_TI.shape
-        assert dout_TI.shape == dh_TI.shape == (T, I)
-        if not (_ours(dout_TI, h_TI, dh_TI) and _is_vector(weight_I, torch.float32, I) and _is_vector(rstd_T, torch.float32, T)):
+        T, features = h_TI.shape
+        assert dout_TI.shape == dh_TI.shape == (T, features)
+        if not (_ours(dout_TI, h_TI, dh_TI) and _is_vector(weight_I, torch.float32, features) and _is_vector(rstd_T, torch.float32, T)):
             return self._torch.rms_norm_backward(dout_TI, h_TI, weight_I, rstd_T, dh_TI)
-        _call("rms_norm_backward", h_TI, T, I, *_rows(dout_TI), *_rows(h_TI), weight_I, rstd_T, *_rows(dh_TI))
+        _call("rms_norm_backward", h_TI, T, features, *_rows(dout_TI), *_rows(h_TI), weight_I, rstd_T, *_rows(dh_TI))
 
     def glu(self, gate_up_T2F: Tensor, activation: Activation, out_TF: Tensor) -> None:
         T, F = out_TF.shape
@@ -139,31 +140,31 @@ class CpuKernels:
         return d_T2F
 
     def lora_down(self, x_TI: Tensor, drop: Drop | None, a_RI: Tensor, low_TR: Tensor) -> None:
-        (T, I), R = x_TI.shape, a_RI.shape[0]
-        assert a_RI.shape == (R, I) and low_TR.shape == (T, R)
-        mask = _mask(drop, T, I)
+        (T, features), R = x_TI.shape, a_RI.shape[0]
+        assert a_RI.shape == (R, features) and low_TR.shape == (T, R)
+        mask = _mask(drop, T, features)
         if mask is None or not _ours(x_TI, a_RI, low_TR):
             return self._torch.lora_down(x_TI, drop, a_RI, low_TR)
-        _call("lora_down", x_TI, *mask, T, I, R, *_rows(x_TI), *_rows(a_RI), *_rows(low_TR))
+        _call("lora_down", x_TI, *mask, T, features, R, *_rows(x_TI), *_rows(a_RI), *_rows(low_TR))
 
     def lora_down_backward(self, dlow_TR: Tensor, x_TI: Tensor, drop: Drop | None, a_RI: Tensor, dx_TI: Tensor | None) -> Tensor:
-        (T, I), R = x_TI.shape, a_RI.shape[0]
-        assert a_RI.shape == (R, I) and dlow_TR.shape == (T, R) and (dx_TI is None or dx_TI.shape == (T, I))
-        mask = _mask(drop, T, I)
+        (T, features), R = x_TI.shape, a_RI.shape[0]
+        assert a_RI.shape == (R, features) and dlow_TR.shape == (T, R) and (dx_TI is None or dx_TI.shape == (T, features))
+        mask = _mask(drop, T, features)
         if mask is None or not _ours(dlow_TR, x_TI, a_RI, *(() if dx_TI is None else (dx_TI,))):
             return self._torch.lora_down_backward(dlow_TR, x_TI, drop, a_RI, dx_TI)
-        da_RI = torch.empty(R, I)
+        da_RI = torch.empty(R, features)
         dx = (None, 0) if dx_TI is None else _rows(dx_TI)
-        _call("lora_down_backward", x_TI, *mask, T, I, R, *_rows(dlow_TR), *_rows(x_TI), *_rows(a_RI), *dx, da_RI)
+        _call("lora_down_backward", x_TI, *mask, T, features, R, *_rows(dlow_TR), *_rows(x_TI), *_rows(a_RI), *dx, da_RI)
         return da_RI
 
     def lora_up_backward(self, dy_TO: Tensor, low_TR: Tensor) -> Tensor:
-        (T, O), R = dy_TO.shape, low_TR.shape[1]
+        (T, outputs), R = dy_TO.shape, low_TR.shape[1]
         assert low_TR.shape[0] == T
         if not _ours(dy_TO, low_TR):
             return self._torch.lora_up_backward(dy_TO, low_TR)
-        db_OR = torch.empty(O, R)
-        _call("lora_up_backward", dy_TO, T, O, R, *_rows(dy_TO), *_rows(low_TR), db_OR)
+        db_OR = torch.empty(outputs, R)
+        _call("lora_up_backward", dy_TO, T, outputs, R, *_rows(dy_TO), *_rows(low_TR), db_OR)
         return db_OR
 
     def rope(self, x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor, inverse: bool) -> None:
@@ -184,17 +185,19 @@ class CpuKernels:
         return lse_TH
 
     def attention_backward(
-        self, dout_THD: Tensor, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, out_THD: Tensor, lse_TH: Tensor,
+        self, dout_THD: Tensor, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, out_THD: Tensor, saved: Tensor,
         layout: Layout, how: Attention, dq_THD: Tensor, dk_TGD: Tensor, dv_TGD: Tensor,
     ) -> None:  # fmt: skip
         assert q_THD.shape == out_THD.shape == dout_THD.shape == dq_THD.shape
-        assert k_TGD.shape == v_TGD.shape == dk_TGD.shape == dv_TGD.shape and lse_TH.shape == q_THD.shape[:2]
+        assert k_TGD.shape == v_TGD.shape == dk_TGD.shape == dv_TGD.shape
         tensors = (dout_THD, q_THD, k_TGD, v_TGD, out_THD)
-        if not (_can_attend(layout, how, *tensors, dq_THD, dk_TGD, dv_TGD) and lse_TH.dtype == torch.float32 and lse_TH.is_contiguous()):
-            return self._torch.attention_backward(*tensors, lse_TH, layout, how, dq_THD, dk_TGD, dv_TGD)
+        # What torch's forward pass has saved is of another shape.
+        is_lse = saved.shape == q_THD.shape[:2] and saved.dtype == torch.float32 and saved.is_contiguous()
+        if not (is_lse and _can_attend(layout, how, *tensors, dq_THD, dk_TGD, dv_TGD)):
+            return self._torch.attention_backward(*tensors, saved, layout, how, dq_THD, dk_TGD, dv_TGD)
         given = (a for x in tensors for a in _rows(x))
         gradients = (*_rows(dq_THD), *_rows(dk_TGD), *_rows(dv_TGD))
-        _call("attention_backward", q_THD, *_what(q_THD, k_TGD, layout, how), *given, lse_TH, *gradients)
+        _call("attention_backward", q_THD, *_what(q_THD, k_TGD, layout, how), *given, saved, *gradients)
 
     def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor, softcap: float | None, gradient: bool) -> tuple[Tensor, Tensor]:
         N, V = logits_NV.shape
@@ -206,11 +209,11 @@ class CpuKernels:
         return nll_N, hits_N
 
 
-def _mask(drop: Drop | None, T: int, I: int) -> tuple[Tensor | int | None, ...] | None:
+def _mask(drop: Drop | None, T: int, features: int) -> tuple[Tensor | int | None, ...] | None:
     """Return a dropout mask's arguments; None if it is none that the kernels know."""
     if drop is None:
         return None, None, 0
-    known = _is_vector(drop.row_T, torch.int32, T) and _is_vector(drop.column_I, torch.int32, I) and drop.threshold < 2**31
+    known = _is_vector(drop.row_T, torch.int32, T) and _is_vector(drop.column_I, torch.int32, features) and drop.threshold < 2**31
     return (drop.row_T, drop.column_I, drop.threshold) if known else None
 
 

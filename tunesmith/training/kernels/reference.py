@@ -38,25 +38,26 @@ class TorchKernels:
         dh_TI.copy_(_wide(dh_TI) + (dnormal_TI - normal_TI * along_T1) * rstd_T[:, None])
 
     def glu(self, gate_up_T2F: Tensor, activation: Activation, out_TF: Tensor) -> None:
-        gate_TF, up_TF = _wide(gate_up_T2F).chunk(2, dim=-1)
-        out_TF.copy_(_activate(gate_TF, activation) * up_TF)
+        gate_TF, up_TF = gate_up_T2F.chunk(2, dim=-1)
+        torch.mul(_activate(gate_TF, activation), up_TF, out=out_TF)
 
     def glu_backward(self, dout_TF: Tensor, gate_up_T2F: Tensor, activation: Activation) -> Tensor:
-        gate_TF, up_TF = _wide(gate_up_T2F).chunk(2, dim=-1)
-        active_TF, slope_TF = _slope(gate_TF, activation)
-        dout_TF = _wide(dout_TF)
-        return torch.cat((dout_TF * up_TF * slope_TF, dout_TF * active_TF), dim=-1).to(gate_up_T2F.dtype)
+        with torch.enable_grad():
+            again_T2F = gate_up_T2F.detach().requires_grad_()
+            gate_TF, up_TF = again_T2F.chunk(2, dim=-1)
+            out_TF = _activate(gate_TF, activation) * up_TF
+        return torch.autograd.grad(out_TF, again_T2F, dout_TF)[0]
 
     def lora_down(self, x_TI: Tensor, drop: Drop | None, a_RI: Tensor, low_TR: Tensor) -> None:
-        low_TR.copy_(_dropped(x_TI, drop) @ a_RI.t())
+        low_TR.copy_(_dropped(x_TI, _kept(drop)) @ a_RI.t())
 
     def lora_down_backward(self, dlow_TR: Tensor, x_TI: Tensor, drop: Drop | None, a_RI: Tensor, dx_TI: Tensor | None) -> Tensor:
-        if dx_TI is not None:
-            if drop is None:
-                dx_TI.addmm_(dlow_TR, a_RI)
-            else:
-                dx_TI.add_(_dropped(dlow_TR @ a_RI, drop))
-        return _wide(dlow_TR.t() @ _dropped(x_TI, drop))
+        kept_TI = _kept(drop)
+        if dx_TI is not None and kept_TI is None:
+            dx_TI.addmm_(dlow_TR, a_RI)
+        elif dx_TI is not None:
+            dx_TI += _dropped(dlow_TR @ a_RI, kept_TI)
+        return _wide(dlow_TR.t() @ _dropped(x_TI, kept_TI))
 
     def lora_up_backward(self, dy_TO: Tensor, low_TR: Tensor) -> Tensor:
         return _wide(dy_TO.t() @ low_TR)
@@ -70,35 +71,24 @@ class TorchKernels:
         x_THD[..., :half], x_THD[..., half : 2 * half] = low * cos_T1D - high * sin_T1D, high * cos_T1D + low * sin_T1D
 
     def attention(self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Layout, how: Attention, out_THD: Tensor) -> Tensor:
-        lse_TH = torch.empty(q_THD.shape[:2], device=q_THD.device, dtype=torch.promote_types(q_THD.dtype, torch.float32))
-        for part in _parts(layout, k_TGD.device):
-            q_GNLD = part.queries(q_THD, k_TGD.shape[1])
-            k_G1KD, v_G1KD = part.keys(k_TGD), part.keys(v_TGD)
-            scores_GNLK, _ = part.scores(q_GNLD, k_G1KD, how)
-            lse_GNL = scores_GNLK.logsumexp(-1)
-            probs_GNLK = (scores_GNLK - lse_GNL[..., None]).exp().to(q_THD.dtype)
-            out_THD[part.rows] = (probs_GNLK @ v_G1KD).permute(2, 0, 1, 3).flatten(1, 2)
-            lse_TH[part.rows] = lse_GNL.permute(2, 0, 1).flatten(1)
-        return lse_TH
+        for part in _parts(layout):
+            out_THD[part.rows] = part.attend(part.queries(q_THD, k_TGD.shape[1]), part.keys(k_TGD), part.keys(v_TGD), how)
+        return q_THD.new_empty(len(q_THD), 0)
 
     def attention_backward(
-        self, dout_THD: Tensor, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, out_THD: Tensor, lse_TH: Tensor,
+        self, dout_THD: Tensor, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, out_THD: Tensor, saved: Tensor,
         layout: Layout, how: Attention, dq_THD: Tensor, dk_TGD: Tensor, dv_TGD: Tensor,
     ) -> None:  # fmt: skip
-        heads, dtype = k_TGD.shape[1], q_THD.dtype
-        wide_dk_TGD = torch.zeros(k_TGD.shape, device=k_TGD.device, dtype=lse_TH.dtype)
-        wide_dv_TGD = torch.zeros_like(wide_dk_TGD)
-        for part in _parts(layout, k_TGD.device):
-            q_GNLD, dout_GNLD = part.queries(q_THD, heads), part.queries(dout_THD, heads)
-            k_G1KD, v_G1KD = part.keys(k_TGD), part.keys(v_TGD)
-            scores_GNLK, slope_GNLK = part.scores(q_GNLD, k_G1KD, how)
-            probs_GNLK = (scores_GNLK - part.queries(lse_TH[..., None], heads)).exp()
-            wide_dv_TGD.index_add_(0, part.key_K, _sum_heads(probs_GNLK.to(dtype).transpose(-1, -2) @ dout_GNLD, lse_TH.dtype))
-            dprobs_GNLK = _wide(dout_GNLD @ v_G1KD.transpose(-1, -2))
-            delta_GNL1 = (_wide(dout_GNLD) * _wide(part.queries(out_THD, heads))).sum(-1, keepdim=True)
-            dscores_GNLK = (probs_GNLK * (dprobs_GNLK - delta_GNL1) * how.scale * slope_GNLK).to(dtype)
-            dq_THD[part.rows] = (dscores_GNLK @ k_G1KD).permute(2, 0, 1, 3).flatten(1, 2)
-            wide_dk_TGD.index_add_(0, part.key_K, _sum_heads(dscores_GNLK.transpose(-1, -2) @ q_GNLD, lse_TH.dtype))
+        groups, wide = k_TGD.shape[1], torch.promote_types(k_TGD.dtype, torch.float32)
+        wide_dk_TGD, wide_dv_TGD = (torch.zeros(x.shape, device=x.device, dtype=wide) for x in (k_TGD, v_TGD))
+        for part in _parts(layout):
+            again = [x.detach().requires_grad_() for x in (part.queries(q_THD, groups), part.keys(k_TGD), part.keys(v_TGD))]
+            with torch.enable_grad():
+                out_LHD = part.attend(again[0], again[1], again[2], how)
+            dq_GMD, dk_GKD, dv_GKD = torch.autograd.grad(out_LHD, again, dout_THD[part.rows])
+            dq_THD[part.rows] = part.per_query(dq_GMD)
+            part.add_to(wide_dk_TGD, dk_GKD)
+            part.add_to(wide_dv_TGD, dv_GKD)
         dk_TGD.copy_(wide_dk_TGD)
         dv_TGD.copy_(wide_dv_TGD)
 
@@ -106,20 +96,25 @@ class TorchKernels:
         wide_NV = _wide(logits_NV)
         if softcap:
             wide_NV = softcap * torch.tanh(wide_NV / softcap)
-        nll_N = nn.functional.cross_entropy(wide_NV, targets_N, reduction="none")
-        hits_N = wide_NV.argmax(-1) == targets_N
+        slope_NV = 1 - (wide_NV / softcap).square() if softcap and gradient else None
+        largest_N, best_N = wide_NV.max(-1)
+        target_N = wide_NV.gather(-1, targets_N[:, None])[:, 0]
+        powers_NV = (wide_NV - largest_N[:, None]).exp_()
+        sum_N = powers_NV.sum(-1)
         if gradient:
-            slope_NV = 1 - (wide_NV / softcap).square() if softcap else None
-            grad_NV = wide_NV.softmax(-1)
+            grad_NV = powers_NV.mul_(1 / sum_N[:, None])
             grad_NV[torch.arange(len(targets_N), device=targets_N.device), targets_N] -= 1
-            logits_NV.copy_(grad_NV if slope_NV is None else grad_NV * slope_NV)
-        return nll_N, hits_N
+            logits_NV.copy_(grad_NV if slope_NV is None else grad_NV.mul_(slope_NV))
+        return sum_N.log() + largest_N - target_N, best_N == targets_N
 
 
-def _dropped(x_TI: Tensor, drop: Drop | None) -> Tensor:
-    if drop is None:
-        return x_TI
-    return torch.where(drop.row_T[:, None] * drop.column_I >= drop.threshold, x_TI, 0)
+def _kept(drop: Drop | None) -> Tensor | None:
+    """Return which features of a row matrix are kept, or None for all."""
+    return None if drop is None else drop.row_T[:, None] * drop.column_I >= drop.threshold
+
+
+def _dropped(x_TI: Tensor, kept_TI: Tensor | None) -> Tensor:
+    return x_TI if kept_TI is None else torch.where(kept_TI, x_TI, 0)
 
 
 def _activate(gate: Tensor, activation: Activation) -> Tensor:
@@ -128,62 +123,69 @@ def _activate(gate: Tensor, activation: Activation) -> Tensor:
     return nn.functional.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
-def _slope(gate: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
-    """Return the activation and its derivative."""
-    if activation == "silu":
-        sigmoid = torch.sigmoid(gate)
-        return gate * sigmoid, sigmoid * (1 + gate * (1 - sigmoid))
-    if activation == "gelu":
-        cumulative = 0.5 * (1 + torch.erf(gate / math.sqrt(2)))
-        return gate * cumulative, cumulative + gate * torch.exp(-0.5 * gate * gate) / math.sqrt(2 * math.pi)
-    inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
-    tanh = torch.tanh(inner)
-    inner_slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * gate * gate)
-    return 0.5 * gate * (1 + tanh), 0.5 * (1 + tanh) + 0.5 * gate * (1 - tanh * tanh) * inner_slope
-
-
-def _sum_heads(x_GNKD: Tensor, dtype: torch.dtype) -> Tensor:
-    """Add up what the query heads of a group say of its keys; [K, G, D]."""
-    return x_GNKD.to(dtype).sum(1).transpose(0, 1)
-
-
 @dataclass(frozen=True)
 class _Part:
-    """One segment's queries and the keys they may attend to. Shape letters: L queries, K keys, N query heads of a group G."""
+    """One segment's queries and the keys they may attend to.
 
-    rows: slice
-    key_K: Tensor
+    Shape letters: L queries, K keys, N query heads of each group G; M = N L, the queries of a group's heads one behind the other.
+    """
+
+    #: Where the segment's ancestors and the segment itself lie.
+    spans: list[slice]
     depth: int
 
+    @property
+    def rows(self) -> slice:
+        """The queries' rows."""
+        return self.spans[-1]
+
     def queries(self, x_THD: Tensor, groups: int) -> Tensor:
-        """Return the segment's rows as [G, N, L, D]."""
-        rows_LGND: Tensor = x_THD[self.rows].unflatten(1, (groups, -1))
-        return rows_LGND.permute(1, 2, 0, 3)
+        """Return the segment's rows as [G, M, D]."""
+        x_LGND: Tensor = x_THD[self.rows].unflatten(1, (groups, -1))
+        return x_LGND.permute(1, 2, 0, 3).flatten(1, 2)
+
+    def per_query(self, x_GMD: Tensor) -> Tensor:
+        """Return [L, H, D] from [G, M, D]."""
+        x_GNLD: Tensor = x_GMD.unflatten(1, (-1, self.rows.stop - self.rows.start))
+        return x_GNLD.permute(2, 0, 1, 3).flatten(1, 2)
 
     def keys(self, x_TGD: Tensor) -> Tensor:
-        """Return the keys' rows as [G, 1, K, D]."""
-        return x_TGD[self.key_K].transpose(0, 1).unsqueeze(1)
+        """Return the keys' rows as [G, K, D]."""
+        rows = [x_TGD[span] for span in self.spans]
+        return (rows[0] if len(rows) == 1 else torch.cat(rows)).transpose(0, 1)
 
-    def scores(self, q_GNLD: Tensor, k_G1KD: Tensor, how: Attention) -> tuple[Tensor, Tensor | float]:
-        """Return the scores, minus infinity where a query may not look, and the soft-cap's derivative."""
-        scores_GNLK = _wide(q_GNLD @ k_G1KD.transpose(-1, -2)) * how.scale
-        slope: Tensor | float = 1.0
+    def add_to(self, sum_TGD: Tensor, x_GKD: Tensor) -> None:
+        """Add what each key got to where it lies."""
+        start = 0
+        for span in self.spans:
+            length = span.stop - span.start
+            sum_TGD[span] += x_GKD[:, start : start + length].transpose(0, 1)
+            start += length
+
+    def attend(self, q_GMD: Tensor, k_GKD: Tensor, v_GKD: Tensor, how: Attention) -> Tensor:
+        """Return the queries' attention, [L, H, D]."""
+        length = self.rows.stop - self.rows.start
+        mask_MK = self._mask(length, k_GKD.shape[1], how, q_GMD).repeat(q_GMD.shape[1] // length, 1)
         if how.softcap:
-            scores_GNLK = how.softcap * torch.tanh(scores_GNLK / how.softcap)
-            slope = 1 - (scores_GNLK / how.softcap).square()
-        back_LK = torch.arange(q_GNLD.shape[2], device=q_GNLD.device)[:, None] + self.depth
-        back_LK = back_LK - torch.arange(len(self.key_K), device=q_GNLD.device)
+            scores_GMK = q_GMD @ k_GKD.transpose(-1, -2) * how.scale
+            scores_GMK = how.softcap * torch.tanh(scores_GMK / how.softcap) + mask_MK
+        else:
+            scores_GMK = torch.baddbmm(mask_MK, q_GMD, k_GKD.transpose(-1, -2), alpha=how.scale)
+        return self.per_query(scores_GMK.softmax(-1) @ v_GKD)
+
+    def _mask(self, length: int, num_keys: int, how: Attention, like: Tensor) -> Tensor:
+        """Return what is added to the scores, [L, K]: minus infinity where a query may not look."""
+        back_LK = torch.arange(self.depth, self.depth + length, device=like.device)[:, None] - torch.arange(num_keys, device=like.device)
+        hidden_LK = torch.zeros_like(back_LK, dtype=torch.bool)
         if how.causal:
-            scores_GNLK = scores_GNLK.masked_fill(back_LK < 0, -math.inf)
+            hidden_LK |= back_LK < 0
         if how.window:
-            scores_GNLK = scores_GNLK.masked_fill(back_LK >= how.window, -math.inf)
-        return scores_GNLK, slope
+            hidden_LK |= back_LK >= how.window
+        return torch.zeros(back_LK.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden_LK, -math.inf)
 
 
-def _parts(layout: Layout, device: torch.device) -> Iterator[_Part]:
-    place = torch.arange(layout.num_tokens, device=device)
+def _parts(layout: Layout) -> Iterator[_Part]:
     for segment in range(len(layout.start_S)):
-        spans = [(int(layout.start_S[s]), int(layout.length_S[s])) for s in (*layout.ancestors(segment), segment)]
-        key_K = torch.cat([place[start : start + length] for start, length in spans])
-        start, length = spans[-1]
-        yield _Part(slice(start, start + length), key_K, len(key_K) - length)
+        starts = [(int(layout.start_S[s]), int(layout.length_S[s])) for s in (*layout.ancestors(segment), segment)]
+        spans = [slice(start, start + length) for start, length in starts]
+        yield _Part(spans, sum(length for _, length in starts[:-1]))

@@ -19,17 +19,12 @@ constexpr long DEPTH = 128;
 
 inline long block_queries(long keys) { return std::clamp(floor_to(SCORES / (4 * keys), ROWS), ROWS, QUERIES); }
 
+/// Heads lie one behind the other in a row.
 template <class E>
 struct Tensors {
     long H, G, D;
-    const E* q;
-    long q_row;
-    const E* k;
-    long k_row;
-    const E* v;
-    long v_row;
-    E* out;
-    long out_row;
+    Rows<const E> q, k, v;
+    Rows<E> out;
     float* lse;
 };
 
@@ -44,7 +39,7 @@ public:
         const long padded = ceil_to(keys, 16);
         keys_ = pieces.take<uint32_t>(words<E>(x_.D) * padded);
         values_ = pieces.take<uint32_t>(words<E>(padded) * ceil_to(x_.D, 16));
-        queries_ = pieces.take<uint32_t>(QUERIES * query_step());
+        queries_ = pieces.take<uint32_t>(QUERIES * ceil_to(words<E>(x_.D), 16));
         scores_ = pieces.take<float>(std::max(SCORES / 4 + QUERIES * score_row(1), ROWS * score_row(keys)));
         sums_ = pieces.take<float>(QUERIES * ceil_to(x_.D, 16));
         return pieces.used();
@@ -54,84 +49,120 @@ public:
         const Sight sight(layout_, how_, task.segment);
         // Of all the segment's keys only those from `low` on that this task's queries see.
         const long low = sight.first_key(task.begin), high = sight.end_key(task.end - 1), n = high - low;
-        gather(task, x_.k, x_.k_row, low, high);
-        pack_transposed_in_panels(rows_.data(), n, x_.D, keys_);
-        gather(task, x_.v, x_.v_row, low, high);
-        pack_rows_in_panels(rows_.data(), n, x_.D, values_, words<E>(n), moved_);
+        gather(task, x_.k, low, high);
+        pack_transposed_in_panels(rows_, x_.D, keys_);
+        gather(task, x_.v, low, high);
+        pack_rows_in_panels(rows_, x_.D, values_);
         score_row_ = score_row(n);
         const long step = block_queries(n), heads = x_.H / x_.G;
-        for (long head = task.group * heads; head < (task.group + 1) * heads; head++)
-            for (long i = task.begin; i < task.end; i += step) block(task, sight, head, i, std::min(step, task.end - i), low, n);
+        for (long i = task.begin; i < task.end; i += step)
+            for (long head = task.group * heads; head < (task.group + 1) * heads; head++)
+                block(task, sight, head, i, std::min(step, task.end - i), low, n);
     }
 
 private:
     /// Floats from one query's scores to the next's: a line more than whole panels, so that they fall on different sets of the cache.
     static long score_row(long keys) { return ceil_to(keys, PANEL) + 16; }
-    long query_step() const { return ceil_to(words<E>(x_.D), 16); }
 
-    void gather(const Task& task, const E* x, long row, long low, long high) {
+    void gather(const Task& task, Rows<const E> x, long low, long high) {
         rows_.clear();
         layout_.runs(task.segment, [&](long s, long key, long length) {
             for (long j = std::max(low, key); j < std::min(high, key + length); j++)
-                rows_.push_back(x + (layout_.start[s] + j - key) * row + task.group * x_.D);
+                rows_.push_back(x.at(layout_.start[s] + j - key, task.group * x_.D));
         });
     }
 
     /// Queries i ... i + m - 1 of one head. Keys are numbered from `low` on: of those there are n.
     void block(const Task& task, const Sight& sight, long head, long i, long m, long low, long n) {
-        const long token = layout_.start[task.segment] + i, depth = words<E>(x_.D);
-        moved_.clear();
-        for (long r = 0; r < m; r++) moved_.push_back(x_.q + (token + r) * x_.q_row + head * x_.D);
-        copy_rows(moved_.data(), m, x_.D, queries_, query_step(), KeepAll{}, 0, 0);
+        const long token = layout_.start[task.segment] + i, depth = words<E>(x_.D), heads = x_.H / x_.G;
+        const Left queries = left_rows(x_.q, token, m, head * x_.D, x_.D, layout_.tokens(), queries_);
+        // Memory's latency passes while the scores are computed: where this block's sums go, and the next block's queries.
+        prefetch(x_.out.at(token, head * x_.D), x_.out.row, m, x_.D);
+        if ((head + 1) % heads) prefetch(x_.q.at(token, (head + 1) * x_.D), x_.q.row, m, x_.D);
+        else prefetch(x_.q.at(token + m, task.group * heads * x_.D), x_.q.row, std::min(m, task.end - i - m), x_.D);
         const long end = sight.end_key(i + m - 1) - low;
-        for (long j = sight.first_key(i) - low; j < end; j = floor_to(j, PANEL) + PANEL) {
-            long panel = floor_to(j, PANEL), runs = runs_of(end - panel);
-            long first = floor_to(std::max(0L, sight.first_query(low + panel) - i), 24 / runs);
-            long last = std::min(m, sight.end_query(low + panel + runs * 16 - 1, i + m) - i);
-            Left a{reinterpret_cast<char*>(queries_ + first * query_step()), query_step() * 4, 4};
-            product<E, false>(int(runs), last - first, depth, a, keys_ + panel * depth, panel_step(n, panel),
-                              scores_ + first * score_row_ + panel, score_row_);
+        for (long j = floor_to(sight.first_key(i) - low, PANEL), width; j < end; j += width) {
+            // Half panels where the last keys are not seen by all: less is computed in vain.
+            const long panel = floor_to(j, PANEL);
+            const bool whole = j == panel && sight.first_query(low + panel + PANEL - 1) <= i;
+            width = std::min(whole ? PANEL : PANEL / 2, ceil_to(end, 16) - j);
+            const long first = floor_to(std::max(0L, sight.first_query(low + j) - i), 24 / (width / 16));
+            const long last = std::min(m, sight.end_query(low + j + width - 1, i + m) - i);
+            const Left a{queries.at(first, 0), queries.row, queries.step};
+            product<E, false>(int(width / 16), last - first, depth, a, keys_ + panel * depth + j - panel, panel_step(n, panel),
+                              scores_ + first * score_row_ + j, score_row_);
         }
-        float total[QUERIES];
-        for (long r = 0; r < m; r++) {
-            float* s = scores_ + r * score_row_;
-            long from = floor_to(sight.first_key(i) - low, 16);
-            x_.lse[(token + r) * x_.H + head] = softmax(s, sight.first_key(i + r) - low, sight.end_key(i + r) - low, from, ceil_to(end, 16), total[r]);
-        }
+        softmax(sight, i, m, low, ceil_to(end, 16));
+        for (long r = 0; r < m; r++) x_.lse[(token + r) * x_.H + head] = lse_[r];
         weigh(sight, i, m, low, n);
         for (long r = 0; r < m; r++) {
-            Floats scale = all(1 / total[r]);
-            E* to = x_.out + (token + r) * x_.out_row + head * x_.D;
+            Floats scale = all(1 / total_[r]);
+            E* to = x_.out.at(token + r, head * x_.D);
             each16(x_.D, [&](long d, auto lanes) { store(to + d, load(sums_ + r * ceil_to(x_.D, 16) + d) * scale, lanes); });
         }
     }
 
-    /// Turn scores into e^(score - largest) for keys [begin, end), in place in type E, and 0 in the rest of [from, to). Returns the
-    /// logarithm of the scores' sum of powers; `total` is the sum of what was written, before rounding.
-    float softmax(float* s, long begin, long end, long from, long to, float& total) const {
-        float scale = how_.scale * LOG2E;
-        if (how_.softcap > 0) {
-            scale = how_.softcap * LOG2E;
-            for (long j = floor_to(begin, 16); j < end; j += 16) store(s + j, tanh(load(s + j) * all(how_.scale / how_.softcap)));
+    /// Turn the block's scores into e^(score - largest), in place in type E, and what a query does not see up to key `to` into 0.
+    /// `total_` are the sums of what was written, before rounding, `lse_` the logarithms of the sums of e^score.
+    void softmax(const Sight& sight, long i, long m, long low, long to) {
+        const float scale = (how_.softcap > 0 ? how_.softcap : how_.scale) * LOG2E;
+        const long from = floor_to(sight.first_key(i) - low, 16);
+        // First all the maxima, so that one row need not wait for the one before.
+        for (long r = 0; r < m; r++) {
+            const long begin = sight.first_key(i + r) - low, end = sight.end_key(i + r) - low;
+            if (how_.softcap > 0) cap(scores_ + r * score_row_, floor_to(begin, 16), end);
+            shift_[r] = -scale * max(scores_ + r * score_row_, begin, end);
         }
-        Floats max = all(-INFINITY);
-        for (long j = floor_to(begin, 16); j < end; j += 16) {
-            Mask lanes = between(j, begin, end);
-            max = _mm512_mask_max_ps(max, lanes, load(s + j), max);
+        for (long r = 0; r < m; r++) {
+            const long begin = sight.first_key(i + r) - low, end = sight.end_key(i + r) - low;
+            total_[r] = powers(scores_ + r * score_row_, begin, end, from, to, scale, shift_[r]);
         }
-        const float shift = largest(max) * scale;
-        Floats powers = all(0);
+        for (long r = 0; r < m; r += 16) store(lse_ + r, (log2(load(total_ + r)) - load(shift_ + r)) * all(LN2));
+    }
+
+    void cap(float* s, long begin, long end) const {
+        for (long j = begin; j < end; j += 16) store(s + j, tanh(load(s + j) * all(how_.scale / how_.softcap)));
+    }
+
+    static float max(const float* s, long begin, long end) {
+        Floats a = all(-INFINITY), b = a;
+        long j = floor_to(begin, 16);
+        for (; j < end && (j < begin || j + 32 > end); j += 16) a = _mm512_mask_max_ps(a, between(j, begin, end), load(s + j), a);
+        for (; j + 32 <= end; j += 32) {
+            a = _mm512_max_ps(load(s + j), a);
+            b = _mm512_max_ps(load(s + j + 16), b);
+        }
+        for (; j < end; j += 16) a = _mm512_mask_max_ps(a, between(j, begin, end), load(s + j), a);
+        return largest(_mm512_max_ps(a, b));
+    }
+
+    /// 2^(scale s + shift) for keys begin ... end - 1, and 0 for the rest of from ... to - 1. Where E is shorter than a float, what is
+    /// written lies before what is still to be read.
+    static float powers(float* s, long begin, long end, long from, long to, float scale, float shift) {
         E* out = reinterpret_cast<E*>(s);
-        // Where E is shorter than a float, what is written lies before what is still to be read.
-        for (long j = from; j < to; j += 16) {
-            Mask lanes = between(j, begin, end);
-            Floats x = fma(load(s + j), all(scale), all(-shift));
-            Floats power = _mm512_maskz_mov_ps(lanes, per_word<E> == 1 ? exp2(x) : exp2_rough(x));
-            powers += power;
-            store(out + j, power);
+        Floats a = all(0), b = a;
+        auto power = [&](long j) {
+            Floats x = fma(load(s + j), all(scale), all(shift));
+            return exp2_for<E>(x);
+        };
+        auto edge = [&](long j) {
+            Floats p = _mm512_maskz_mov_ps(between(j, begin, end), power(j));
+            a += p;
+            store(out + j, p);
+        };
+        long j = from;
+        for (; j < floor_to(begin, 16); j += 16) store(out + j, all(0));
+        for (; j < end && (j < begin || j + 32 > end); j += 16) edge(j);
+        for (; j + 32 <= end; j += 32) {
+            Floats p = power(j), q = power(j + 16);
+            a += p;
+            b += q;
+            store(out + j, p);
+            store(out + j + 16, q);
         }
-        total = sum(powers);
-        return float((double(shift) + std::log2(double(total))) * double(LN2));
+        for (; j < end; j += 16) edge(j);
+        for (; j < to; j += 16) store(out + j, all(0));
+        return sum(a + b);
     }
 
     /// Sums of the values, weighed by what softmax wrote.
@@ -146,8 +177,8 @@ private:
                     long last = std::min(k + DEPTH, words<E>(sight.end_key(std::min(i + m, i + r + rows) - 1) - low));
                     if (first >= last) continue;
                     Left a{reinterpret_cast<char*>(scores_ + r * score_row_), score_row_ * 4, 4};
-                    tile<E, true>(int(runs), a.at(0, first), a.row, a.step, values_ + d * depth + first * runs * 16, runs * 16, last - first,
-                                  sums_ + r * columns + d, columns);
+                    const uint32_t* b = values_ + d * depth + first * runs * 16;
+                    tile<E, true>(int(runs), a.at(0, first), a.row, a.step, b, runs * 16, last - first, sums_ + r * columns + d, columns);
                 }
         }
     }
@@ -158,7 +189,8 @@ private:
     uint32_t *keys_ = nullptr, *values_ = nullptr, *queries_ = nullptr;
     float *scores_ = nullptr, *sums_ = nullptr;
     long score_row_ = 0;
-    std::vector<const E*> rows_, moved_;
+    float shift_[QUERIES], total_[QUERIES], lse_[QUERIES];
+    std::vector<const E*> rows_;
 };
 
 template <class E>
@@ -187,7 +219,7 @@ int attention(long threads, long H, long G, long D, double scale, long causal, l
               const int32_t* start, const int32_t* length, const int32_t* first_ancestor, const int32_t* ancestor, const E* q, long q_row,
               const E* k, long k_row, const E* v, long v_row, E* out, long out_row, float* lse) {
     return attend<E>(threads, {segments, start, length, first_ancestor, ancestor}, {float(scale), causal != 0, window, float(softcap)},
-                     {H, G, D, q, q_row, k, k_row, v, v_row, out, out_row, lse});
+                     {H, G, D, {q, q_row}, {k, k_row}, {v, v_row}, {out, out_row}, lse});
 }
 
 }  // namespace

@@ -13,6 +13,11 @@ struct Layout {
     long segments;
     const int32_t *start, *length, *first_ancestor, *ancestor;
 
+    long tokens() const {
+        long last = segments - 1;
+        return segments ? start[last] + length[last] : 0;
+    }
+
     long depth(long s) const {
         long tokens = 0;
         for (long a = first_ancestor[s]; a < first_ancestor[s + 1]; a++) tokens += length[ancestor[a]];
@@ -94,21 +99,35 @@ inline int runs_of(long columns) { return int((std::min(columns, PANEL) + 15) / 
 /// Operands in panels: panel p holds columns 64 p up to 64 p + 63, for each k one behind the other.
 inline long panel_step(long columns, long n) { return runs_of(columns - n) * 16; }
 
-/// Pack rows that are summed over, in panels of columns; `depth` is how many words every panel has.
+/// Pack rows that are summed over, in panels of columns; every panel has words<E>(rows.size()) words of each.
 template <class E>
-inline void pack_rows_in_panels(const E* const* rows, long num_rows, long num_columns, uint32_t* out, long depth, std::vector<const E*>& moved) {
-    moved.assign(rows, rows + num_rows);
+inline void pack_rows_in_panels(const std::vector<const E*>& rows, long num_columns, uint32_t* out) {
+    std::vector<const E*> moved = rows;
+    const long num_rows = long(rows.size()), depth = words<E>(num_rows);
     for (long n = 0; n < num_columns; n += PANEL) {
-        pack_rows(moved.data(), num_rows, std::min(PANEL, num_columns - n), out + n * depth, panel_step(num_columns, n), KeepAll{}, 0, 0);
+        const long width = std::min(PANEL, num_columns - n);
+        pack_rows(moved.data(), num_rows, width, out + n * depth, panel_step(num_columns, n), KeepAll{}, 0, 0);
         for (const E*& row : moved) row += PANEL;
     }
 }
 
 /// Pack rows that become columns, in panels.
 template <class E>
-inline void pack_transposed_in_panels(const E* const* rows, long num_rows, long num_elements, uint32_t* out) {
+inline void pack_transposed_in_panels(const std::vector<const E*>& rows, long num_elements, uint32_t* out) {
+    const long num_rows = long(rows.size()), depth = words<E>(num_elements);
     for (long n = 0; n < num_rows; n += PANEL)
-        pack_transposed(rows + n, std::min(PANEL, num_rows - n), num_elements, out + n * words<E>(num_elements), panel_step(num_rows, n));
+        pack_transposed(rows.data() + n, std::min(PANEL, num_rows - n), num_elements, out + n * depth, panel_step(num_rows, n));
+}
+
+/// Rows t ... t + m - 1 as a left operand: where they lie, or copied if whole tiles would reach beyond the last of all rows.
+template <class E>
+inline Left left_rows(Rows<const E> x, long t, long m, long feature, long num_elements, long all_rows, uint32_t* copy) {
+    if (t + ceil_to(m, ROWS) <= all_rows) return {reinterpret_cast<const char*>(x.at(t, feature)), x.row * long(sizeof(E)), 4};
+    const long step = ceil_to(words<E>(num_elements), 16);
+    std::vector<const E*> rows(static_cast<size_t>(m));
+    point(x.at(t, feature), x.row, m, rows.data());
+    copy_rows(rows.data(), m, num_elements, copy, step, KeepAll{}, 0, 0);
+    return {reinterpret_cast<const char*>(copy), step * 4, 4};
 }
 
 /// Lanes j ... j + 15 that lie in [begin, end).

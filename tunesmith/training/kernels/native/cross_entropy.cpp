@@ -35,8 +35,8 @@ float row_max(const E* x, long V) {
 /// Sum over the row of e^(cap(x) - max).
 template <class E, class Capped>
 float row_sum(const E* x, long V, float max, const Capped& cap) {
-    Floats a = all(0), b = a, shift = all(-max * LOG2E);
-    auto power = [&](Floats logit) { return exp2(fma(cap(logit), all(LOG2E), shift)); };
+    Floats a = all(0), b = a;
+    auto power = [&](Floats logit) { return exp(cap(logit) - all(max)); };
     long v = 0;
     for (; v + 32 <= V; v += 32) {
         a += power(load(x + v));
@@ -76,29 +76,28 @@ void row_cross_entropy(E* x, long V, long target, Cap cap, bool gradient, float&
     float total = cap.cap > 0 ? row_sum(x, V, max, cap) : row_sum(x, V, max, identity);
     if (std::isnan(total)) hit = is_first_max(x, V, target);
     else hit = raw_target == raw_max && !any_reaches(x, target, raw_max);
-    // All terms of the sum carry the same rounding of max log2(e).
-    double rounding = double(max) * double(LOG2E) - double(max * LOG2E);
-    nll = float(std::log(double(total)) - rounding * double(LN2) - (double(at_target) - double(max)));
+    const double loss = std::log(double(total)) - double(at_target - max);
+    nll = float(loss);
     if (!gradient) return;
-    Floats scale = all(1 / total), shift = all(-max * LOG2E);
+    Floats scale = all(1 / total), shift = all(max);
     float slope_target = 1;
     if (cap.cap > 0) {
         each16(V, [&](long i, auto k) {
             Floats c = cap(load(x + i, k)), u = c * all(1 / cap.cap);
-            store(x + i, exp2(fma(c, all(LOG2E), shift)) * scale * (all(1.0f) - u * u), k);
+            store(x + i, exp2_for<E>((c - shift) * all(LOG2E)) * scale * (all(1.0f) - u * u), k);
         });
         slope_target = 1 - (at_target / cap.cap) * (at_target / cap.cap);
     } else {
-        each16(V, [&](long i, auto k) { store(x + i, exp2(fma(load(x + i, k), all(LOG2E), shift)) * scale, k); });
+        each16(V, [&](long i, auto k) { store(x + i, exp2_for<E>((load(x + i, k) - shift) * all(LOG2E)) * scale, k); });
     }
-    float p = float(std::exp(-double(nll)));
-    set(x + target, (p - 1) * slope_target);
+    set(x + target, float(std::expm1(-loss)) * slope_target);
 }
 
 template <class E>
 int cross_entropy(long threads, long N, long V, E* logits, const int64_t* targets, double cap, long gradient, float* nll, uint8_t* hits) {
     parallel_range(int(threads), N, [=](long begin, long end) {
-        for (long n = begin; n < end; n++) row_cross_entropy(logits + n * V, V, targets[n], Cap{float(cap)}, gradient != 0, nll[n], hits[n]);
+        for (long n = begin; n < end; n++)
+            row_cross_entropy(logits + n * V, V, targets[n], Cap{float(cap)}, gradient != 0, nll[n], hits[n]);
     });
     return 0;
 }

@@ -24,19 +24,16 @@ private:
     Scratch scratch_;
 };
 
-/// Pointers to `n` rows of a row matrix.
-template <class E>
-void row_pointers(const E* first, long row, long n, const E** out) {
-    for (long i = 0; i < n; i++) out[i] = first + i * row;
-}
-
 // low = drop(x) Aᵀ -------------------------------------------------------------------------------------------------------
 
 /// Words of x that are summed over at a time, so that these columns of A stay in the first-level cache.
 constexpr long DEPTH = 128;
 
+/// Rows of A that become columns of the product at a time.
+constexpr long WIDTH = 64;
+
 template <class E, class K>
-int lora_down_keeping(const K& keep, long threads, long T, long I, long R, const E* x, long x_row, const E* A, long A_row, E* low, long low_row) {
+int down(const K& keep, long threads, long T, long I, long R, Rows<const E> x, Rows<const E> A, Rows<E> low) {
     const long depth = words<E>(I), columns = ceil_to(R, 16), left_step = DEPTH + 16;
     Scratch shared(columns * depth * 4 + R * long(sizeof(E*)));
     auto layout = [=](char* data) {
@@ -48,34 +45,33 @@ int lora_down_keeping(const K& keep, long threads, long T, long I, long R, const
     const long bytes = std::get<2>(layout(nullptr));
     Scratch own(threads * bytes);
     if (!shared.ok() || !own.ok()) return 1;
-    // Panels of up to 64 columns, each with all words of A behind one another.
     auto* packed = reinterpret_cast<uint32_t*>(shared.at(0));
-    auto** rows = reinterpret_cast<const E**>(shared.at(columns * depth * 4));
-    row_pointers(A, A_row, R, rows);
-    for (long n = 0; n < columns; n += 64)
-        pack_transposed(rows + n, std::min(64L, R - n), I, packed + n * depth, std::min(64L, columns - n));
+    auto** a_rows = reinterpret_cast<const E**>(shared.at(columns * depth * 4));
+    point(A.data, A.row, R, a_rows);
+    for (long n = 0; n < columns; n += WIDTH)
+        pack_transposed(a_rows + n, std::min(WIDTH, R - n), I, packed + n * depth, std::min(WIDTH, columns - n));
 
     parallel(int(threads), [&](int thread) {
         auto [left, sums, used] = layout(own.at(thread * bytes));
-        Range range = part(T, int(threads), thread, ROWS);
-        const E* pointers[ROWS];
+        const Range range = part(T, int(threads), thread, ROWS);
         for (long t = range.begin; t < range.end; t += ROWS) {
-            long here = std::min(ROWS, range.end - t);
-            row_pointers(x + t * x_row, x_row, here, pointers);
+            const long here = std::min(ROWS, range.end - t), behind = std::min(ROWS, range.end - t - here);
+            Ahead ahead(x.at(t + here), x.row, behind, I, depth * ((columns + WIDTH - 1) / WIDTH));
             for (long k = 0; k < depth; k += DEPTH) {
-                long some = std::min(DEPTH, depth - k), i = k * per_word<E>;
-                for (long m = 0; m < here && k; m++) pointers[m] += DEPTH * per_word<E>;
-                copy_rows(pointers, here, std::min(I - i, some * per_word<E>), left, left_step, keep, t, i);
-                for (long n = 0; n < columns; n += 64) {
-                    long width = std::min(64L, columns - n);
-                    Left a{reinterpret_cast<char*>(left), left_step * 4, 4};
+                const long some = std::min(DEPTH, depth - k), i = k * per_word<E>;
+                const E* rows[ROWS];
+                point(x.at(t, i), x.row, here, rows);
+                copy_rows(rows, here, std::min(I - i, some * per_word<E>), left, left_step, keep, t, i);
+                const Left a{reinterpret_cast<char*>(left), left_step * 4, 4};
+                for (long n = 0; n < columns; n += WIDTH) {
+                    const long width = std::min(WIDTH, columns - n);
                     const uint32_t* b = packed + n * depth + k * width;
-                    if (k) product<E, true>(int(width / 16), here, some, a, b, width, sums + n, columns);
-                    else product<E, false>(int(width / 16), here, some, a, b, width, sums + n, columns);
+                    if (k) product<E, true>(int(width / 16), here, some, a, b, width, sums + n, columns, ahead);
+                    else product<E, false>(int(width / 16), here, some, a, b, width, sums + n, columns, ahead);
                 }
             }
             for (long m = 0; m < here; m++)
-                each16(R, [&](long r, auto lanes) { store(low + (t + m) * low_row + r, load(sums + m * columns + r, lanes), lanes); });
+                each16(R, [&](long r, auto lanes) { store(low.at(t + m, r), load(sums + m * columns + r, lanes), lanes); });
         }
     });
     return 0;
@@ -84,26 +80,32 @@ int lora_down_keeping(const K& keep, long threads, long T, long I, long R, const
 template <class E>
 int lora_down(long threads, const int32_t* row, const int32_t* column, long threshold, long T, long I, long R, const E* x, long x_row,
               const E* A, long A_row, E* low, long low_row) {
-    if (!row) return lora_down_keeping(KeepAll{}, threads, T, I, R, x, x_row, A, A_row, low, low_row);
+    if (!row) return down<E>(KeepAll{}, threads, T, I, R, {x, x_row}, {A, A_row}, {low, low_row});
     Columns columns(column, I);
     if (!columns.ok()) return 1;
-    return lora_down_keeping(Keep{row, columns.data(), int32_t(threshold)}, threads, T, I, R, x, x_row, A, A_row, low, low_row);
+    return down<E>(Keep{row, columns.data(), int32_t(threshold)}, threads, T, I, R, {x, x_row}, {A, A_row}, {low, low_row});
 }
 
-// Sums of outer products over the rows: low^T drop(x) ----------------------------------------------------------------------
+// Sums of outer products over the rows: lowᵀ drop(x) -----------------------------------------------------------------------
 
-/// Rows of x that are taken at a time, and columns.
-constexpr long BLOCK = 96, PANEL = 48;
+/// Rows of x that are taken at a time; columns that are multiplied at a time; columns after which the next rows come, so that a block
+/// of rows, the next one and its sums stay in the second-level cache.
+constexpr long BLOCK = 96, PANEL = 48, CHUNK = 768;
 
-/// One thread's share of low^T drop(x), [R, N], float32.
+/// Call work(first column, number of columns) for chunks of N columns of about the same size, whole panels of 48 and of 64.
+template <class Work>
+void each_chunk(long N, const Work& work) {
+    const long chunk = ceil_to(N / ((N + CHUNK - 1) / CHUNK), 192);
+    for (long n = 0; n < N; n += chunk) work(n, std::min(chunk, N - n));
+}
+
+/// One thread's share of lowᵀ drop(x), [R, N], float32.
 template <class E>
 class Outer {
 public:
-    Outer(long R, long N) : R_(R), N_(N), rank_(std::max(ceil_to(R, 16), ceil_to(R, ROWS))), row_(ceil_to(N, PANEL) + 16) {}
+    Outer(long R, long N) : R_(R), rank_(std::max(ceil_to(R, 16), ceil_to(R, ROWS))), row_(ceil_to(N, PANEL) + 16) {}
 
-    long bytes() { return take(nullptr); }
-
-    /// Use this memory. Returns how much of it.
+    /// Use this memory; without any only say how much.
     long take(char* data) {
         Pieces pieces(data);
         sums_ = pieces.take<float>(rank_ * row_);
@@ -113,92 +115,115 @@ public:
         return pieces.used();
     }
 
-    /// Add the product of up to BLOCK rows; `t` is the first one's number.
+    /// Add the product of m rows from t on (up to BLOCK), for n columns from `first` on; meanwhile fetch what lies ahead.
     template <class K>
-    void add(const E* const* low, const E** x, long num_rows, const K& keep, long t) {
-        pack_rows(low, num_rows, R_, left_, rank_, KeepAll{}, 0, 0);
-        for (long n = 0; n < N_; n += PANEL) {
-            long width = std::min(PANEL, N_ - n);
-            pack_rows(x, num_rows, width, right_, PANEL, keep, t, n);
-            Left a{reinterpret_cast<char*>(left_), 4, rank_ * 4};
-            product<E, true>(int(ceil_to(width, 16) / 16), R_, words<E>(num_rows), a, right_, PANEL, sums_ + n, row_);
-            for (long m = 0; m < num_rows; m++) x[m] += PANEL;
+    void add(Rows<const E> low, Rows<const E> x, long t, long m, long first, long n, const K& keep, Ahead ahead) {
+        const E* rows[BLOCK];
+        point(low.at(t), low.row, m, rows);
+        pack_rows(rows, m, R_, left_, rank_, KeepAll{}, 0, 0);
+        for (long i = first; i < first + n; i += PANEL) {
+            const long width = std::min(PANEL, first + n - i), runs = ceil_to(width, 16) / 16;
+            point(x.at(t, i), x.row, m, rows);
+            pack_rows(rows, m, width, right_, PANEL, keep, t, i);
+            for (long r = 0; r < R_; r += 24 / runs) {
+                const char* left = reinterpret_cast<char*>(left_ + r);
+                tile<E, true>(int(runs), left, 4, rank_ * 4, right_, PANEL, words<E>(m), sums_ + r * row_ + i, row_, ahead);
+            }
         }
     }
+
+    /// About how many words are multiplied with a full block of n columns.
+    long steps(long n) const { return (n + PANEL - 1) / PANEL * ((R_ + 7) / 8) * words<E>(BLOCK); }
 
     const float* sums(long r) const { return sums_ + r * row_; }
 
 private:
-    long R_, N_, rank_, row_;
+    long R_, rank_, row_;
     float* sums_ = nullptr;
     uint32_t *left_ = nullptr, *right_ = nullptr;
 };
 
-/// dx += keep (dlow A), for up to BLOCK rows.
-template <class E, class K>
-void add_gradient(const uint32_t* left, long left_step, const uint32_t* packed, long R, long I, float* sums, E* dx, long dx_row,
-                  long num_rows, const K& keep, long t) {
-    const long depth = words<E>(R);
-    for (long i = 0; i < I; i += 64) {
-        long width = std::min(64L, I - i), runs = ceil_to(width, 16) / 16;
-        Left a{reinterpret_cast<const char*>(left), left_step * 4, 4};
-        product<E, false>(int(runs), num_rows, depth, a, packed + i * depth, runs * 16, sums, 64);
-        for (long m = 0; m < num_rows; m++)
-            each16(width, [&](long j, auto lanes) {
-                E* place = dx + m * dx_row + i + j;
-                Floats old = load(place, lanes), more = load(sums + m * 64 + j);
-                store(place, _mm512_mask_add_ps(old, keep.at(t + m, i + j), old, more), lanes);
-            });
+/// dx += keep (dlow A), for blocks of rows.
+template <class E>
+class Gradient {
+public:
+    explicit Gradient(long R) : R_(R), depth_(words<E>(R)), left_step_(ceil_to(depth_, 16)) {}
+
+    /// Use this memory; without any only say how much.
+    long take(char* data) {
+        Pieces pieces(data);
+        left_ = pieces.take<uint32_t>(BLOCK * left_step_);
+        sums_ = pieces.take<float>(BLOCK * WIDTH);
+        return pieces.used();
     }
-}
+
+    /// Pack A in panels of 64 columns, as `add` wants it; words of `packed`.
+    static void pack(Rows<const E> A, long I, long R, const E** rows, uint32_t* packed) {
+        for (long i = 0; i < I; i += WIDTH) {
+            point(A.at(0, i), A.row, R, rows);
+            pack_rows(rows, R, std::min(WIDTH, I - i), packed + i * words<E>(R), ceil_to(std::min(WIDTH, I - i), 16), KeepAll{}, 0, 0);
+        }
+    }
+
+    /// For m rows from t on (up to BLOCK) and n columns from `first` on; meanwhile fetch what lies ahead.
+    template <class K>
+    void add(Rows<const E> dlow, const uint32_t* packed, Rows<E> dx, long t, long m, long first, long n, const K& keep, Ahead ahead) {
+        const E* rows[BLOCK];
+        point(dlow.at(t), dlow.row, m, rows);
+        copy_rows(rows, m, R_, left_, left_step_, KeepAll{}, 0, 0);
+        const Left a{reinterpret_cast<const char*>(left_), left_step_ * 4, 4};
+        for (long i = first; i < first + n; i += WIDTH) {
+            const long width = std::min(WIDTH, first + n - i), runs = ceil_to(width, 16) / 16;
+            product<E, false>(int(runs), m, depth_, a, packed + i * depth_, runs * 16, sums_, WIDTH, ahead);
+            for (long r = 0; r < m; r++)
+                each16(width, [&](long j, auto lanes) {
+                    Floats old = load(dx.at(t + r, i + j), lanes), more = load(sums_ + r * WIDTH + j);
+                    store(dx.at(t + r, i + j), _mm512_mask_add_ps(old, keep.at(t + r, i + j), old, more), lanes);
+                });
+        }
+    }
+
+    /// About how many words are multiplied with a full block of n columns.
+    long steps(long n) const { return (n + WIDTH - 1) / WIDTH * (BLOCK / 6) * depth_; }
+
+private:
+    long R_, depth_, left_step_;
+    uint32_t* left_ = nullptr;
+    float* sums_ = nullptr;
+};
 
 template <class E, class K>
-int lora_down_backward_keeping(const K& keep, long threads, long T, long I, long R, const E* dlow, long dlow_row, const E* x, long x_row,
-                               const E* A, long A_row, E* dx, long dx_row, float* dA) {
-    const long depth = words<E>(R), left_step = ceil_to(depth, 16);
-    Scratch shared(ceil_to(I, 64) * depth * 4 + R * long(sizeof(E*)));
-    Outer<E> model(R, I);
-    auto layout = [&](char* data) {
-        Pieces pieces(data);
-        auto* outer = pieces.take<char>(model.bytes());
-        auto* left = pieces.take<uint32_t>(BLOCK * left_step);
-        auto* sums = pieces.take<float>(BLOCK * 64);
-        return std::make_tuple(outer, left, sums, pieces.used());
-    };
-    const long bytes = std::get<3>(layout(nullptr));
-    Scratch own(threads * bytes);
-    std::vector<Outer<E>> outers(size_t(threads), model);
+int down_backward(const K& keep, long threads, long T, long I, long R, Rows<const E> dlow, Rows<const E> x, Rows<const E> A,
+                  Rows<E> dx, float* dA) {
+    Outer<E> outer(R, I);
+    Gradient<E> gradient(R);
+    const long outer_bytes = outer.take(nullptr), bytes = outer_bytes + gradient.take(nullptr);
+    const long packed_bytes = ceil_to(I, WIDTH) * words<E>(R) * 4;
+    Scratch shared(packed_bytes + R * long(sizeof(E*))), own(threads * bytes);
+    std::vector<Outer<E>> outers(size_t(threads), outer);
     if (!shared.ok() || !own.ok()) return 1;
     auto* packed = reinterpret_cast<uint32_t*>(shared.at(0));
-    auto** rows = reinterpret_cast<const E**>(shared.at(ceil_to(I, 64) * depth * 4));
-    row_pointers(A, A_row, R, rows);
-    for (long i = 0; i < I; i += 64) {
-        long width = std::min(64L, I - i);
-        pack_rows(rows, R, width, packed + i * depth, ceil_to(width, 16), KeepAll{}, 0, 0);
-        for (long r = 0; r < R; r++) rows[r] += 64;
-    }
-
+    if (dx.data) Gradient<E>::pack(A, I, R, reinterpret_cast<const E**>(shared.at(packed_bytes)), packed);
     parallel(int(threads), [&](int thread) {
-        auto [memory, left, sums, used] = layout(own.at(thread * bytes));
         Outer<E>& outer = outers[size_t(thread)];
-        outer.take(memory);
-        Range range = part(T, int(threads), thread, BLOCK);
-        const E *low_rows[BLOCK], *x_rows[BLOCK];
-        for (long t = range.begin; t < range.end; t += BLOCK) {
-            long here = std::min(BLOCK, range.end - t);
-            row_pointers(dlow + t * dlow_row, dlow_row, here, low_rows);
-            row_pointers(x + t * x_row, x_row, here, x_rows);
-            outer.add(low_rows, x_rows, here, keep, t);
-            if (!dx) continue;
-            copy_rows(low_rows, here, R, left, left_step, KeepAll{}, 0, 0);
-            add_gradient(left, left_step, packed, R, I, sums, dx + t * dx_row, dx_row, here, keep, t);
-        }
+        Gradient<E> gradient(R);
+        outer.take(own.at(thread * bytes));
+        gradient.take(own.at(thread * bytes + outer_bytes));
+        const Range range = part(T, int(threads), thread, ROWS);
+        each_chunk(I, [&](long first, long n) {
+            for (long t = range.begin; t < range.end; t += BLOCK) {
+                const long m = std::min(BLOCK, range.end - t), behind = std::min(BLOCK, range.end - t - m);
+                const Ahead next(x.at(t + m, first), x.row, behind, n, dx.data ? gradient.steps(n) : outer.steps(n));
+                outer.add(dlow, x, t, m, first, n, keep, dx.data ? Ahead(dx.at(t, first), dx.row, m, n, outer.steps(n)) : next);
+                if (dx.data) gradient.add(dlow, packed, dx, t, m, first, n, keep, next);
+            }
+        });
     });
     parallel_range(int(threads), R, [&](long begin, long end) {
         for (long r = begin; r < end; r++)
             each16(I, [&](long i, auto lanes) {
-                Floats total = load(outers[0].sums(r) + i, lanes);
-                for (size_t other = 1; other < outers.size(); other++) total += load(outers[other].sums(r) + i, lanes);
+                Floats total = all(0);
+                for (const Outer<E>& share : outers) total += load(share.sums(r) + i, lanes);
                 store(dA + r * I + i, total, lanes);
             });
     });
@@ -208,39 +233,40 @@ int lora_down_backward_keeping(const K& keep, long threads, long T, long I, long
 template <class E>
 int lora_down_backward(long threads, const int32_t* row, const int32_t* column, long threshold, long T, long I, long R, const E* dlow,
                        long dlow_row, const E* x, long x_row, const E* A, long A_row, E* dx, long dx_row, float* dA) {
-    if (!row) return lora_down_backward_keeping(KeepAll{}, threads, T, I, R, dlow, dlow_row, x, x_row, A, A_row, dx, dx_row, dA);
+    if (!row) return down_backward<E>(KeepAll{}, threads, T, I, R, {dlow, dlow_row}, {x, x_row}, {A, A_row}, {dx, dx_row}, dA);
     Columns columns(column, I);
     if (!columns.ok()) return 1;
-    Keep keep{row, columns.data(), int32_t(threshold)};
-    return lora_down_backward_keeping(keep, threads, T, I, R, dlow, dlow_row, x, x_row, A, A_row, dx, dx_row, dA);
+    const Keep keep{row, columns.data(), int32_t(threshold)};
+    return down_backward<E>(keep, threads, T, I, R, {dlow, dlow_row}, {x, x_row}, {A, A_row}, {dx, dx_row}, dA);
 }
 
-// dB = dyᵀ low -------------------------------------------------------------------------------------------------------------
+// dB = dyᵀ low, computed as (lowᵀ dy)ᵀ ---------------------------------------------------------------------------------------
 
 template <class E>
-int lora_up_backward(long threads, long T, long O, long R, const E* dy, long dy_row, const E* low, long low_row, float* dB) {
-    Outer<E> model(R, O);
-    const long bytes = model.bytes();
+int lora_up_backward(long threads, long T, long O, long R, const E* dy_data, long dy_row, const E* low, long low_row, float* dB) {
+    const Rows<const E> dy{dy_data, dy_row};
+    Outer<E> outer(R, O);
+    const long bytes = outer.take(nullptr);
     Scratch own(threads * bytes);
-    std::vector<Outer<E>> outers(size_t(threads), model);
+    std::vector<Outer<E>> outers(size_t(threads), outer);
     if (!own.ok()) return 1;
     parallel(int(threads), [&](int thread) {
         Outer<E>& outer = outers[size_t(thread)];
         outer.take(own.at(thread * bytes));
-        Range range = part(T, int(threads), thread, BLOCK);
-        const E *low_rows[BLOCK], *dy_rows[BLOCK];
-        for (long t = range.begin; t < range.end; t += BLOCK) {
-            long here = std::min(BLOCK, range.end - t);
-            row_pointers(low + t * low_row, low_row, here, low_rows);
-            row_pointers(dy + t * dy_row, dy_row, here, dy_rows);
-            outer.add(low_rows, dy_rows, here, KeepAll{}, t);
-        }
+        const Range range = part(T, int(threads), thread, ROWS);
+        each_chunk(O, [&](long first, long n) {
+            for (long t = range.begin; t < range.end; t += BLOCK) {
+                const long m = std::min(BLOCK, range.end - t), behind = std::min(BLOCK, range.end - t - m);
+                const Ahead next(dy.at(t + m, first), dy.row, behind, n, outer.steps(n));
+                outer.add({low, low_row}, dy, t, m, first, n, KeepAll{}, next);
+            }
+        });
     });
     parallel_range(int(threads), O, [&](long begin, long end) {
         for (long r = 0; r < R; r++)
             for (long o = begin; o < end; o++) {
-                float total = outers[0].sums(r)[o];
-                for (size_t other = 1; other < outers.size(); other++) total += outers[other].sums(r)[o];
+                float total = 0;
+                for (const Outer<E>& share : outers) total += share.sums(r)[o];
                 dB[o * R + r] = total;
             }
     });

@@ -9,6 +9,20 @@
 #include "parallel.h"
 #include "tile.h"
 
+/// A row matrix: its first element, and how many elements lie from one row to the next.
+template <class E>
+struct Rows {
+    E* data;
+    long row;
+    E* at(long t, long i = 0) const { return data + t * row + i; }
+};
+
+/// Point to n rows, which begin at `first`.
+template <class E>
+inline void point(const E* first, long row, long n, const E** out) {
+    for (long t = 0; t < n; t++) out[t] = first + t * row;
+}
+
 /// Keeps everything.
 struct KeepAll {
     Mask at(long, long) const { return 0xFFFF; }
@@ -25,27 +39,41 @@ struct Keep {
     }
 };
 
-inline Words row_words(const float* p, Mask m) { return _mm512_castps_si512(_mm512_maskz_loadu_ps(m, p)); }
-inline Words row_words(const bf16* p, Mask m) { return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)); }
+/// The first `n` elements from p on that are kept, up to a register full; `t` and `i` are the first one's row and column.
+template <class K>
+inline Words load_kept(const float* p, long n, const K& keep, long t, long i) {
+    return _mm512_castps_si512(_mm512_maskz_loadu_ps(Mask(first_lanes(n) & keep.at(t, i)), p));
+}
+template <class K>
+inline Words load_kept(const bf16* p, long n, const K& keep, long t, long i) {
+    __mmask32 lanes = n >= 32 ? 0xFFFFFFFFu : (1u << n) - 1;
+    return _mm512_maskz_loadu_epi16(lanes & _mm512_kunpackw(keep.at(t, i + 16), keep.at(t, i)), p);
+}
+
+/// Elements in a register.
+template <class E>
+constexpr long FULL = 16 * per_word<E>;
 
 /// Pack rows, summed over later, as a right operand: out[k * step + n] is the word of column n of rows k (float32) or 2k and
 /// 2k + 1 (bfloat16). Columns are filled up with 0 to a multiple of 16. `t` and `i` name the first row and column to `keep`.
 template <class E, class K>
 inline void pack_rows(const E* const* rows, long num_rows, long num_columns, uint32_t* out, long step, const K& keep, long t, long i) {
+    // Pairs of elements n of the one register and of the other: the lower half's (n and 32 + n) and the upper half's.
+    const Words lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const Words low = _mm512_or_si512(lane, _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(32)), 16));
+    const Words high = _mm512_add_epi32(low, _mm512_set1_epi32(0x00100010));
     for (long k = 0; k < words<E>(num_rows); k++)
-        for (long n = 0; n < num_columns; n += 16) {
-            Mask lanes = first_lanes(num_columns - n);
-            Words word;
+        for (long n = 0; n < num_columns; n += FULL<E>) {
+            const long row = k * per_word<E>, left = num_columns - n;
+            Words even = load_kept(rows[row] + n, left, keep, t + row, i + n);
             if constexpr (per_word<E> == 1) {
-                word = row_words(rows[k] + n, Mask(lanes & keep.at(t + k, i + n)));
+                _mm512_storeu_si512(out + k * step + n, even);
             } else {
-                word = row_words(rows[2 * k] + n, Mask(lanes & keep.at(t + 2 * k, i + n)));
-                if (2 * k + 1 < num_rows) {
-                    Words odd = row_words(rows[2 * k + 1] + n, Mask(lanes & keep.at(t + 2 * k + 1, i + n)));
-                    word = _mm512_or_si512(word, _mm512_slli_epi32(odd, 16));
-                }
+                Words odd = _mm512_setzero_si512();
+                if (row + 1 < num_rows) odd = load_kept(rows[row + 1] + n, left, keep, t + row + 1, i + n);
+                _mm512_storeu_si512(out + k * step + n, _mm512_permutex2var_epi16(even, low, odd));
+                if (left > 16) _mm512_storeu_si512(out + k * step + n + 16, _mm512_permutex2var_epi16(even, high, odd));
             }
-            _mm512_storeu_si512(out + k * step + n, word);
         }
 }
 
@@ -78,12 +106,6 @@ inline void transpose(Words r[16]) {
     }
 }
 
-/// The words from p on that hold its first n elements; the rest is 0.
-inline Words load_words(const float* p, long n) { return _mm512_castps_si512(_mm512_maskz_loadu_ps(first_lanes(n), p)); }
-inline Words load_words(const bf16* p, long n) {
-    return _mm512_maskz_loadu_epi16(n >= 32 ? 0xFFFFFFFFu : (1u << n) - 1, p);
-}
-
 /// Pack rows, which become columns, as a right operand: out[k * step + n] is word k of row n. Rows beyond the last are zeros up to
 /// a multiple of 16.
 template <class E>
@@ -91,8 +113,11 @@ inline void pack_transposed(const E* const* rows, long num_rows, long num_elemen
     for (long n = 0; n < num_rows; n += 16)
         for (long k = 0; k < words<E>(num_elements); k += 16) {
             Words block[16];
-            for (int j = 0; j < 16; j++)
-                block[j] = n + j < num_rows ? load_words(rows[n + j] + k * per_word<E>, num_elements - k * per_word<E>) : _mm512_setzero_si512();
+            const long e = k * per_word<E>;
+            for (int j = 0; j < 16; j++) {
+                block[j] = _mm512_setzero_si512();
+                if (n + j < num_rows) block[j] = load_kept(rows[n + j] + e, num_elements - e, KeepAll{}, 0, 0);
+            }
             transpose(block);
             long here = std::min(16L, words<E>(num_elements) - k);
             for (int j = 0; j < here; j++) _mm512_storeu_si512(out + (k + j) * step + n, block[j]);
@@ -102,19 +127,9 @@ inline void pack_transposed(const E* const* rows, long num_rows, long num_elemen
 /// Copy rows as a left operand whose rows lie `step` words apart, filled up with 0 to a multiple of 16 words and of ROWS rows.
 template <class E, class K>
 inline void copy_rows(const E* const* rows, long num_rows, long num_elements, uint32_t* out, long step, const K& keep, long t, long i) {
-    constexpr long per_register = 16 * per_word<E>;
     for (long m = 0; m < num_rows; m++)
-        for (long e = 0; e < num_elements; e += per_register) {
-            long left = num_elements - e;
-            Words word;
-            if constexpr (per_word<E> == 1) {
-                word = row_words(rows[m] + e, Mask(first_lanes(left) & keep.at(t + m, i + e)));
-            } else {
-                uint32_t lanes = left >= 32 ? 0xFFFFFFFFu : (1u << left) - 1;
-                uint32_t kept = uint32_t(keep.at(t + m, i + e)) | (left > 16 ? uint32_t(keep.at(t + m, i + e + 16)) << 16 : 0);
-                word = _mm512_maskz_loadu_epi16(lanes & kept, rows[m] + e);
-            }
-            _mm512_storeu_si512(out + m * step + e / per_word<E>, word);
-        }
-    for (long m = num_rows; m < ceil_to(num_rows, ROWS); m++) std::memset(out + m * step, 0, size_t(ceil_to(words<E>(num_elements), 16)) * 4);
+        for (long e = 0; e < num_elements; e += FULL<E>)
+            _mm512_storeu_si512(out + m * step + e / per_word<E>, load_kept(rows[m] + e, num_elements - e, keep, t + m, i + e));
+    const size_t row_bytes = size_t(ceil_to(words<E>(num_elements), 16)) * 4;
+    for (long m = num_rows; m < ceil_to(num_rows, ROWS); m++) std::memset(out + m * step, 0, row_bytes);
 }

@@ -2,6 +2,8 @@
 //
 // A row matrix is a pointer and the elements from one row to the next. Names as in kernels/__init__.py: T tokens, I features.
 
+#include <initializer_list>
+
 #include "parallel.h"
 #include "simd.h"
 
@@ -47,35 +49,38 @@ int rms_norm_backward(long threads, long T, long I, const E* dout, long dout_row
 }
 
 // An activation gives its value a(x) and its derivative.
+template <class E>
 struct Silu {  // x sigmoid(x)
-    static Floats value(Floats x) { return x / (all(1.0f) + exp2(x * all(-LOG2E))); }
+    static Floats value(Floats x) { return x * sigmoid<E>(x); }
     static void both(Floats x, Floats& value, Floats& slope) {
-        Floats s = sigmoid(x);
+        Floats s = sigmoid<E>(x);
         value = x * s;
         slope = fma(value, all(1.0f) - s, s);
     }
 };
 
+template <class E>
 struct Gelu {  // x Phi(x)
     static Floats value(Floats x) {
         Floats cumulative, density;
-        normal(x, cumulative, density);
+        normal<E>(x, cumulative, density);
         return x * cumulative;
     }
     static void both(Floats x, Floats& value, Floats& slope) {
         Floats cumulative, density;
-        normal(x, cumulative, density);
+        normal<E>(x, cumulative, density);
         value = x * cumulative;
         slope = fma(x, density, cumulative);
     }
 };
 
+template <class E>
 struct GeluTanh {  // x (1 + tanh(z)) / 2 = x sigmoid(2 z) with 2 z = a x + b x³
     static constexpr float a = 1.59576912160573071f, b = a * 0.044715f;
     static Floats twice(Floats x) { return x * fma(x * x, all(b), all(a)); }
-    static Floats value(Floats x) { return x / (all(1.0f) + exp2(twice(x) * all(-LOG2E))); }
+    static Floats value(Floats x) { return x * sigmoid<E>(twice(x)); }
     static void both(Floats x, Floats& value, Floats& slope) {
-        Floats s = sigmoid(twice(x));
+        Floats s = sigmoid<E>(twice(x));
         value = x * s;
         slope = fma(value * (all(1.0f) - s), fma(x * x, all(3 * b), all(a)), s);
     }
@@ -87,7 +92,10 @@ int glu_by(long threads, long T, long F, const E* gate_up, long row, E* out, lon
     parallel_range(int(threads), T, [=](long begin, long end) {
         for (long t = begin; t < end; t++) {
             const E *gate = gate_up + t * row, *up = gate + F;
-            each16(F, [&](long f, auto k) { store(out + t * out_row + f, Activation::value(load(gate + f, k)) * load(up + f, k), k); });
+            each16(F, [&](long f, auto k) {
+                for (const E* p : {gate, up}) fetch_ahead(p + f);
+                store(out + t * out_row + f, Activation::value(load(gate + f, k)) * load(up + f, k), k);
+            });
         }
     });
     return 0;
@@ -101,6 +109,7 @@ int glu_backward_by(long threads, long T, long F, const E* dout, long dout_row, 
             const E *d = dout + t * dout_row, *gate = gate_up + t * row, *up = gate + F;
             E *dgate = dgate_up + t * d_row, *dup = dgate + F;
             each16(F, [&](long f, auto k) {
+                for (const E* p : {d, gate, up}) fetch_ahead(p + f);
                 Floats value, slope, dy = load(d + f, k);
                 Activation::both(load(gate + f, k), value, slope);
                 store(dgate + f, dy * load(up + f, k) * slope, k);
@@ -113,14 +122,16 @@ int glu_backward_by(long threads, long T, long F, const E* dout, long dout_row, 
 
 template <class E>
 int glu(long threads, long activation, long T, long F, const E* gate_up, long row, E* out, long out_row) {
-    auto* kernel = activation == 0 ? glu_by<Silu, E> : activation == 1 ? glu_by<Gelu, E> : glu_by<GeluTanh, E>;
+    auto* kernel = activation == 0 ? glu_by<Silu<E>, E> : activation == 1 ? glu_by<Gelu<E>, E> : glu_by<GeluTanh<E>, E>;
     return kernel(threads, T, F, gate_up, row, out, out_row);
 }
 
 template <class E>
 int glu_backward(long threads, long activation, long T, long F, const E* dout, long dout_row, const E* gate_up, long row, E* dgate_up,
                  long d_row) {
-    auto* kernel = activation == 0 ? glu_backward_by<Silu, E> : activation == 1 ? glu_backward_by<Gelu, E> : glu_backward_by<GeluTanh, E>;
+    auto* kernel = activation == 0   ? glu_backward_by<Silu<E>, E>
+                   : activation == 1 ? glu_backward_by<Gelu<E>, E>
+                                     : glu_backward_by<GeluTanh<E>, E>;
     return kernel(threads, T, F, dout, dout_row, gate_up, row, dgate_up, d_row);
 }
 
@@ -129,7 +140,10 @@ template <class E>
 int rope(long threads, long T, long H, long D, long half, E* x, long row, const float* cos, long cos_row, const float* sin,
           long sin_row, double sign) {
     parallel_range(int(threads), T, [=](long begin, long end) {
-        for (long t = begin; t < end; t++)
+        for (long t = begin; t < end; t++) {
+            prefetch(x + (t + 4) * row, row, 1, H * D);
+            prefetch(cos + (t + 4) * cos_row, cos_row, 1, half);
+            prefetch(sin + (t + 4) * sin_row, sin_row, 1, half);
             each16(half, [&](long i, auto k) {
                 Floats c = load(cos + t * cos_row + i, k), s = load(sin + t * sin_row + i, k) * all(float(sign));
                 for (long head = 0; head < H; head++) {
@@ -139,6 +153,7 @@ int rope(long threads, long T, long H, long D, long half, E* x, long row, const 
                     store(high, b * c + a * s, k);
                 }
             });
+        }
     });
     return 0;
 }

@@ -47,8 +47,44 @@ constexpr int tile_rows = 24 / RUNS;
 /// Rows up to which operands must be readable and results writable: a multiple of every tile's rows.
 constexpr long ROWS = 24;
 
-template <class E, int RUNS, bool ADD>
-[[gnu::noinline]] void tile(const char* a, long a_row, long a_step, const uint32_t* b, long b_step, long k, float* c, long c_row) {
+/// Fetches nothing.
+struct NothingAhead {
+    void fetch() {}
+};
+
+/// Fetches rows into the cache, a few lines with each word that is multiplied meanwhile. Rows that lie far apart the processor does
+/// not foresee, and waiting for memory takes longer than computing with what it brings.
+class Ahead {
+public:
+    /// n elements of each row, over about so many words; nothing if there are no rows.
+    template <class E>
+    Ahead(const E* x, long row, long num_rows, long n, long words)
+        : next_(reinterpret_cast<const char*>(x)), row_(row * long(sizeof(E))), bytes_(n * long(sizeof(E))), rows_(num_rows) {
+        lines_ = int((num_rows * (bytes_ / 64 + 1) + words - 1) / words);
+    }
+    void fetch() {
+        for (int line = 0; line < lines_; line++) {
+            _mm_prefetch(next_ + at_, _MM_HINT_T0);
+            at_ += 64;
+            if (at_ >= bytes_) next_row();
+        }
+    }
+
+private:
+    void next_row() {
+        at_ = 0;
+        next_ += row_;
+        if (--rows_ <= 0) lines_ = 0;
+    }
+    const char* next_;
+    long row_, bytes_, rows_, at_ = 0;
+    int lines_;
+};
+
+template <class E, int RUNS, bool ADD, class Fetch>
+[[gnu::noinline]] void tile(const char* a, long a_row, long a_step, const uint32_t* b, long b_step, long k, float* c, long c_row,
+                            Fetch& fetch) {
+    Fetch ahead = fetch;
     constexpr int M = tile_rows<RUNS>;
     Floats sums[M][RUNS];
 #pragma GCC unroll 24
@@ -56,6 +92,7 @@ template <class E, int RUNS, bool ADD>
 #pragma GCC unroll 4
         for (int n = 0; n < RUNS; n++) sums[m][n] = ADD ? load(c + m * c_row + n * 16) : all(0);
     for (; k > 0; k--, a += a_step, b += b_step) {
+        ahead.fetch();
         Words right[RUNS];
 #pragma GCC unroll 4
         for (int n = 0; n < RUNS; n++) right[n] = _mm512_loadu_si512(b + n * 16);
@@ -72,19 +109,32 @@ template <class E, int RUNS, bool ADD>
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
         for (int n = 0; n < RUNS; n++) store(c + m * c_row + n * 16, sums[m][n]);
+    fetch = ahead;
+}
+
+template <class E, bool ADD, class Fetch>
+inline void tile(int runs, const char* a, long a_row, long a_step, const uint32_t* b, long b_step, long k, float* c, long c_row,
+                 Fetch& fetch) {
+    if (runs == 4) tile<E, 4, ADD>(a, a_row, a_step, b, b_step, k, c, c_row, fetch);
+    else if (runs == 3) tile<E, 3, ADD>(a, a_row, a_step, b, b_step, k, c, c_row, fetch);
+    else if (runs == 2) tile<E, 2, ADD>(a, a_row, a_step, b, b_step, k, c, c_row, fetch);
+    else tile<E, 1, ADD>(a, a_row, a_step, b, b_step, k, c, c_row, fetch);
 }
 
 template <class E, bool ADD>
 inline void tile(int runs, const char* a, long a_row, long a_step, const uint32_t* b, long b_step, long k, float* c, long c_row) {
-    if (runs == 4) tile<E, 4, ADD>(a, a_row, a_step, b, b_step, k, c, c_row);
-    else if (runs == 3) tile<E, 3, ADD>(a, a_row, a_step, b, b_step, k, c, c_row);
-    else if (runs == 2) tile<E, 2, ADD>(a, a_row, a_step, b, b_step, k, c, c_row);
-    else tile<E, 1, ADD>(a, a_row, a_step, b, b_step, k, c, c_row);
+    NothingAhead nothing;
+    tile<E, ADD>(runs, a, a_row, a_step, b, b_step, k, c, c_row, nothing);
 }
 
 /// C[0 ... m, 16 runs columns] (+)= A B over words 0 ... k. Computes whole tiles: up to ceil(m, ROWS) rows are read and written.
+template <class E, bool ADD, class Fetch>
+inline void product(int runs, long m, long k, Left a, const uint32_t* b, long b_step, float* c, long c_row, Fetch& fetch) {
+    long step = 24 / runs;
+    for (long i = 0; i < m; i += step) tile<E, ADD>(runs, a.at(i, 0), a.row, a.step, b, b_step, k, c + i * c_row, c_row, fetch);
+}
 template <class E, bool ADD>
 inline void product(int runs, long m, long k, Left a, const uint32_t* b, long b_step, float* c, long c_row) {
-    long step = 24 / runs;
-    for (long i = 0; i < m; i += step) tile<E, ADD>(runs, a.at(i, 0), a.row, a.step, b, b_step, k, c + i * c_row, c_row);
+    NothingAhead nothing;
+    product<E, ADD>(runs, m, k, a, b, b_step, c, c_row, nothing);
 }
