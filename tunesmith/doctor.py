@@ -44,10 +44,8 @@ def _torch(settings: Settings) -> tuple[bool, str]:
     from tunesmith.training import plan as planning  # noqa: PLC0415 - torch takes seconds to import
 
     plan, reasons = planning.draft("lora")
-    return (
-        True,
-        f"{plan.torch}; trains on {plan.device} ({plan.processor}) in {plan.dtype}: {reasons['dtype']}; {plan.threads} threads; {reasons['kernels']}",
-    )
+    where = f"trains on {plan.device} ({plan.processor}) in {plan.dtype}: {reasons['dtype']}"
+    return True, f"{plan.torch}; {where}; {plan.threads} threads; {reasons['kernels']}"
 
 
 def _memory(settings: Settings) -> tuple[bool, str]:

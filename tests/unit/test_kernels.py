@@ -127,7 +127,7 @@ def test_rms_norm(side: str, data: st.DataObject) -> None:
     kernels(side).rms_norm_backward(dout, h, weight, rstd, dh)
     close(out, exact.detach(), rounding(draw.dtype))
     close(rstd, 1 / (h.double().square().mean(-1) + 1e-5).sqrt(), rounding(rstd.dtype))
-    close(dh, exact_dh, rounding(draw.dtype, 4))
+    close(dh, exact_dh, rounding(draw.dtype, 4), scale=math.sqrt(T * features))
     draw.check_untouched(out, dh, h, dout)
 
 
@@ -219,11 +219,11 @@ def test_lora(side: str, probability: float | None, further: bool, data: st.Data
     expected_dx = dx.double() + exact_dx if further else None
     kernels(side).lora_down(x, drop, a, low)
     da = kernels(side).lora_down_backward(dlow, x, drop, a, dx if further else None)
-    close(low, exact.detach(), rounding(draw.dtype, 4), 0.1 * scale)
-    close(da, exact_da, sums, 0.1 * scale)
+    close(low, exact.detach(), rounding(draw.dtype, 4), scale)
+    close(da, exact_da, sums, scale)
     if expected_dx is not None:
-        close(dx, expected_dx, rounding(draw.dtype, 4))
-    close(kernels(side).lora_up_backward(x, dlow), x.double().t() @ dlow.double(), sums, 0.1 * scale)
+        close(dx, expected_dx, rounding(draw.dtype, 4), scale)
+    close(kernels(side).lora_up_backward(x, dlow), x.double().t() @ dlow.double(), sums, scale)
     draw.check_untouched(x, a, low, dlow, dx)
 
 
@@ -338,7 +338,7 @@ def test_attention(side: str, layout: Layout, heads: tuple[int, int], data: st.D
 
     lse = run_attention(kernels(side), tensors, gradients, out, layout, how)
     if side == "cpu":
-        close(lse, exact_lse.detach(), 2e-6, scale=1)
+        close(lse, exact_lse.detach(), 4e-6 if draw.dtype == torch.bfloat16 else 1e-6, scale=math.sqrt(lse.numel()))
     draw.check_untouched(*tensors, *gradients, out)
     if draw.dtype != torch.bfloat16:
         for got, answer in zip([out, *gradients], answers, strict=True):
@@ -346,9 +346,9 @@ def test_attention(side: str, layout: Layout, heads: tuple[int, int], data: st.D
         return
     theirs = [1.0] * 4 if how.softcap else sdpa_errors(tensors, answers, layout, how)
     for got, answer, error in zip([out, *gradients], answers, theirs, strict=True):
-        close(got, answer, 8e-3, scale=0.1 * math.sqrt(T * D))
+        close(got, answer, 8e-3, scale=math.sqrt(T * D))
         if not how.softcap:
-            assert float((got.double() - answer).norm()) <= 1.1 * error + 5e-4 * float(answer.norm()) + 1e-4 * math.sqrt(T)
+            assert float((got.double() - answer).norm()) <= 1.1 * error + 5e-4 * float(answer.norm()) + 1e-3 * math.sqrt(D)
 
 
 @only_ours
@@ -428,10 +428,10 @@ def test_cross_entropy(side: str, softcap: float | None, gradient: bool, data: s
 
     before = logits.clone()
     nll, got_hits = kernels(side).cross_entropy(logits, targets, softcap, gradient)
-    close(nll, exact.detach(), 1e-12 if dtype == torch.float64 else 5e-7, scale=math.sqrt(N))
+    close(nll, exact.detach(), 1e-12 if dtype == torch.float64 else 2e-6 if softcap else 5e-7, scale=math.sqrt(N))
     assert torch.equal(got_hits, hits)
     if gradient:
-        close(logits, exact_gradient, rounding(dtype, 4), scale=1e-2)
+        close(logits, exact_gradient, rounding(dtype, 4), scale=0.1)
     else:
         assert torch.equal(logits, before)
 

@@ -20,9 +20,13 @@ HERE = Path(__file__).parent
 NATIVE = HERE / "native"
 COMMAND = "python -m tunesmith.training.kernels.build"
 
-#: Not -ffast-math: NaN and infinity must come through. GCC's own intrinsics trip the warning that is off.
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-uninitialized",
-         "-Wno-maybe-uninitialized")  # fmt: skip
+#: Not -ffast-math: NaN and infinity must come through. No products and sums are fused but those that are written so, or the same
+#: formula may give two values in two places. GCC's own intrinsics trip the warnings that are off.
+FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
+         "-Wno-uninitialized", "-Wno-maybe-uninitialized")  # fmt: skip
+
+#: How the instruction sets are called that a compiler uses unasked. Other flags of a processor change with the operating system.
+USED = ("abm", "avx", "bmi", "f16c", "fma", "movbe", "popcnt", "sse", "ssse")
 
 #: What the kernels cannot do without; bfloat16 products are used where the processor has them.
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
@@ -42,7 +46,7 @@ def library() -> Path:
     sources = hashlib.sha256(" ".join(FLAGS).encode())
     for path in sorted(NATIVE.iterdir()):
         sources.update(path.name.encode() + b"\0" + path.read_bytes())
-    processor = hashlib.sha256(" ".join(sorted(processor_flags())).encode())
+    processor = hashlib.sha256(" ".join(sorted(flag for flag in processor_flags() if flag.startswith(USED))).encode())
     return HERE / f"kernels-{sources.hexdigest()[:12]}-{processor.hexdigest()[:8]}.so"
 
 
