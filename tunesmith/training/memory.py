@@ -21,11 +21,11 @@ from tunesmith.training.network import Network
 #: Largest budgets worth having: beyond them a step gets no faster.
 LARGEST_BUDGET = {"cpu": 4096, "cuda": 16384}
 _USABLE = 0.85  # of the memory that is free; others on this machine need some too
-#: What torch's libraries take for themselves in the first steps on a CPU, and how much more than is kept for the backward pass
-#: is in use at its peak, with what passes through and what the allocator leaves between. Measured on SmolLM2-135M with 200 to 4,000 tokens.
-_SETTLING = 170e6
+#: On a CPU, bytes that the first steps take for good, and how much more than is kept for the backward pass each token takes at the peak.
+#: Measured on SmolLM2-135M with 512 to 4,096 tokens; `plain` is like `modules`.
+_SETTLING = {"decoder": 130e6, "modules": 350e6, "plain": 350e6}
 _PASSING = 4  # tensors as wide as the widest layer's input and output
-_SPREAD = {"decoder": 1.25, "modules": 2.0, "plain": 2.0}
+_SPREAD = {"decoder": 1.0, "modules": 1.35, "plain": 1.35}
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,20 @@ class Estimate:
 
 def estimates(network: Network) -> tuple[Estimate, Estimate]:
     """Estimate the memory of training `network` in this process, loaded as it is: with activations kept, and with recomputing them."""
+    now = in_use(network.plan.device)
     network.recompute = False
-    whole = _estimate(network)
+    whole = _estimate(network, now)
     network.recompute = True
-    inputs = _estimate(network)
+    inputs = _estimate(network, now)
     network.recompute = False
     # One layer's activations are there again while its gradients are computed.
     return whole, replace(inputs, per_token=inputs.per_token + whole.per_token / network.num_layers)
 
 
-def _estimate(network: Network) -> Estimate:
-    now = in_use(network.plan.device)
+def _estimate(network: Network, now: float) -> Estimate:
     trained = [parameter for parameter in network.model.parameters() if parameter.requires_grad]
     # A gradient and Adam's two moments each.
-    fixed = 3.0 * sum(parameter.nbytes for parameter in trained) + (_SETTLING if network.plan.device == "cpu" else 0)
+    fixed = 3.0 * sum(parameter.nbytes for parameter in trained) + (_SETTLING[network.path] if network.plan.device == "cpu" else 0)
     short, long = (_kept(network, tokens) for tokens in (128, 256))
     size = network.head.weight_VI.element_size()
     passing = max((group.num_in + group.num_out for group in network.groups), default=network.head.weight_VI.shape[1] * 8)
