@@ -21,7 +21,10 @@ import torch
 from safetensors.torch import save_file
 
 from tunesmith.errors import TunesmithError, Unavailable
+from tunesmith.inference import chat
 from tunesmith.inference.backend import EmbeddedBackend, Reply, Target
+from tunesmith.inference.engine import Generation, Token
+from tunesmith.inference.requests import Sampling
 
 CHAT = "/v1/chat/completions"
 QUESTION = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
@@ -119,6 +122,62 @@ async def test_several_at_once(backend: EmbeddedBackend, target: Target) -> None
     assert [words(reply) for reply in company] == [words(alone)] * 3
     assert not long.done(), "the short ones must not have waited for the long one"
     long.cancel()
+
+
+async def test_eight_at_once_are_not_eight_times_as_slow(backend: EmbeddedBackend, target: Target) -> None:
+    body = {**STORY, "max_tokens": 40, "logit_bias": {"2": -100}}
+    await backend.post(target, CHAT, body)
+    alone = await seconds(backend, target, body)
+    begin = time.monotonic()
+    replies = await asyncio.gather(*(backend.post(target, CHAT, {**body, "seed": seed}) for seed in range(8)))
+    together = time.monotonic() - begin
+    assert all(reply.body is not None and reply.body["usage"]["completion_tokens"] == 40 for reply in replies)
+    assert together < 8 * alone / 2, f"{alone:.1f} s alone, {together:.1f} s for eight"
+
+
+async def test_an_answer_is_the_same_alone_in_company_and_again(smollm2: Path) -> None:
+    """To the last bit where that was measured, which is AVX-512 with bfloat16; elsewhere up to its rounding."""
+    model = chat.load(smollm2)
+    text = model.vocabulary.encode(Path(__file__).read_text())
+    # Company of other lengths, which arrives before, with and after it; a beginning that is read for the second time.
+    alone = written(model, [text[:300]])
+    company = written(model, [text[700:900], text[:300], text[40:55], text[100:1300]])
+    again = written(model, [text[:300]])
+    for other in (company, again):
+        assert [token.id for token in other] == [token.id for token in alone]
+        assert [token.logprob for token in other] == pytest.approx([token.logprob for token in alone], abs=0 if SAME_BITS else 0.1)
+
+
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+SAME_BITS = "avx512_bf16" in CPU and "amx_bf16" not in CPU
+
+
+def written(model: chat.Model, prompts: list[list[int]]) -> list[Token]:
+    """Return what is written greedily after the prompt of 300 tokens, beside the others."""
+    heard: list[Token] = []
+
+    class Listener:
+        def __init__(self, listens: bool) -> None:
+            self.listens = listens
+
+        def prompt(self, tokens: object) -> None: ...
+
+        def token(self, choice: int, token: Token) -> bool:
+            heard.extend([token] if self.listens else [])
+            return True
+
+        def finished(self, choice: int, reason: str) -> None: ...
+
+        def failed(self, error: TunesmithError) -> None:
+            raise error
+
+    for prompt in prompts:
+        asked = Sampling(temperature=0, max_tokens=20 if len(prompt) == 300 else 30, top_logprobs=0)
+        model.engine.submit(Generation(prompt, asked, Listener(len(prompt) == 300)))
+        model.engine.step()
+    while model.engine.step():
+        pass
+    return heard
 
 
 async def test_an_answer_nobody_waits_for_is_not_computed(backend: EmbeddedBackend, target: Target) -> None:

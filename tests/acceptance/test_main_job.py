@@ -170,7 +170,7 @@ async def test_the_async_client_continues_from_the_fine_tuned_model(
         assert job.status == "succeeded", job.error
         assert str(job.fine_tuned_model).startswith("ft:smollm2-135m-instruct:")
         assert [found.id async for found in jobs.list(metadata={"round": "2"})] == [job.id]
-        assert len([event async for event in jobs.list_events(job.id)]) == 11  # four to start, two of memory and sharing, two steps, three to end
+        assert len([event async for event in jobs.list_events(job.id)]) == 11  # four to start, memory, sharing, two steps, three to end
         (checkpoint,) = [c async for c in jobs.checkpoints.list(job.id)]
         assert checkpoint.fine_tuned_model_checkpoint == job.fine_tuned_model
         assert (await client.files.content(job.result_files[0])).text.startswith("step,train_loss,train_accuracy,")

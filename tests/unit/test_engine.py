@@ -96,9 +96,13 @@ def network() -> Any:
     return tiny_llama()
 
 
-@pytest.fixture
-def machine(network: Any) -> engine.Engine:
-    return engine.Engine(network)
+@pytest.fixture(params=["together", "one after the other"])
+def machine(network: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> engine.Engine:
+    """Return an engine that computes its requests in one of the two ways there are."""
+    monkeypatch.setattr(network, "_supports_attention_backend", request.param == "together")
+    machine = engine.Engine(network)
+    assert request.param in machine.manner
+    return machine
 
 
 def reference_logprobs(network: Any, ids: Sequence[int]) -> torch.Tensor:
@@ -142,9 +146,9 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_adapter(tmp_path_factory.mktemp("adapter"))
 
 
-def make_adapter(directory: Path, hidden: int = 32, **config: Any) -> Path:
+def make_adapter(directory: Path, hidden: int = 32, seed: int = 7, **config: Any) -> Path:
     """Write an adapter with PEFT whose B is not zero."""
-    torch.manual_seed(7)
+    torch.manual_seed(seed)
     settings_ = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "lora_dropout": 0.1, "task_type": "CAUSAL_LM"} | config
     model = peft.get_peft_model(tiny_llama(hidden=hidden), peft.LoraConfig(**settings_))
     with torch.no_grad():
@@ -256,6 +260,7 @@ def test_bias_and_penalties_move_the_choice() -> None:
     assert LOGITS_V.tolist() == [2.0, 1.0, 0.0, -1.0, -2.0], "the model's own numbers stay as they are"
 
 
+@pytest.mark.parametrize("machine", ["together"], indirect=True)  # the other way takes ten times as long
 def test_a_seed_draws_the_same_alone_and_in_company(machine: engine.Engine) -> None:
     sampling = Sampling(seed=5, max_tokens=30)
     alone = run(machine, sampling=sampling, n=6)
@@ -273,6 +278,7 @@ def test_a_seed_draws_the_same_alone_and_in_company(machine: engine.Engine) -> N
 # --- the schedule ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("machine", ["together"], indirect=True)  # the other way takes ten times as long
 def test_a_short_question_is_answered_while_long_ones_go_on(machine: engine.Engine) -> None:
     long, _ = submit(machine, sampling=Sampling(seed=1, max_tokens=300))
     many, _ = submit(machine, sampling=Sampling(seed=1, max_tokens=8), n=128)

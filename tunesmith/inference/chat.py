@@ -18,9 +18,10 @@ from torch import nn
 
 from tunesmith.domain import chat
 from tunesmith.errors import InvalidRequest, TunesmithError, Unavailable
-from tunesmith.inference import requests
+from tunesmith.inference import requests, weights
 from tunesmith.inference.adapters import Adapter
-from tunesmith.inference.engine import Engine, Generation, Reason, Token
+from tunesmith.inference.engine import Engine, Generation, Reason
+from tunesmith.inference.sampling import Token
 from tunesmith.inference.text import Answer, Detokenizer, Piece, Vocabulary
 from tunesmith.training import model as training_model
 
@@ -38,6 +39,7 @@ def load(base_directory: Path, adapter_directory: Path | None = None) -> Model:
     transformers.utils.logging.disable_progress_bar()
     dtype = torch.bfloat16 if training_model.native_bfloat16() else torch.float32
     network = training_model.load_base(base_directory, dtype, "cuda" if torch.cuda.is_available() else "cpu")
+    weights.lay_out(network)
     model = Model(network, training_model.load_tokenizer(base_directory))
     if adapter_directory is not None:
         model.adapter = model.engine.adapters.load(adapter_directory)

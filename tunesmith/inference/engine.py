@@ -1,16 +1,19 @@
 """Continue token sequences with one base model and its adapters. Token ids in, token ids out: knows no text and no HTTP.
 
-One thread calls `step`, which moves every running generation on by one token per choice, or by one piece of its prompt; so a
-short question is answered while a long one is. Each sequence is computed alone: what others ask never changes its numbers.
-Computing several in one batch is a matter of `_advance` only.
+One thread calls `step`, which moves everything on in one forward pass: a token for every answer under way, whichever adapter it is
+written with, and a bounded number of tokens of the prompts being read. So a short question is answered while a long one is read.
 
-Shape letters: T tokens, V vocabulary.
+What others ask never reaches an answer. Its numbers are the same alone and in company up to round-off: a processor may add up in
+another order when it multiplies more rows, or when a prompt's beginning was read before. In float64 and float32 that hardly ever moves
+a token; in bfloat16 it can, at a near tie. Where it was measured there was nothing to round off: with weights laid out as `chat.load`
+does it, bfloat16 and AVX-512, an answer is the same bits alone, in company and when asked again.
+
+Shape letters: R rows (new tokens), V vocabulary.
 """
 
 from __future__ import annotations
 
-import copy
-import math
+import itertools
 import queue
 from collections import Counter
 from collections.abc import Sequence
@@ -20,30 +23,24 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from tunesmith.errors import InvalidRequest, TunesmithError, Unavailable
+from tunesmith.inference import selfcheck
 from tunesmith.inference.adapters import Adapter, Switch
+from tunesmith.inference.forward import Held, Part, failure
 from tunesmith.inference.requests import Sampling
+from tunesmith.inference.sampling import Token, draw, measured
 
 Reason = Literal["stop", "length"]
 
-_PROMPT_PIECE = 256  # tokens of a prompt computed at once; others wait that long
+_PROMPT_PIECE = 256  # tokens of prompts computed in one step, fewer far into a text; answers under way wait that long
+_OLDEST_PIECE = 64  # of these, for who has waited longest; the rest is for the shortest
+_FAR = 1024  # tokens; as many before it again, and a token's attention costs about as much as all else did
 _MAX_WAITING = 256  # generations
 _MAX_RUNNING = 16  # generations
 _MAX_CHOICES = 4  # of one generation at once, so that n=128 is no way to the front of the queue
 _CACHED_TOKENS = 65_536  # tokens that all running generations may come to hold; one alone may hold more
-_LOWEST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON cannot carry
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token, and where asked for its log-probability and the likeliest at its place, before temperature and penalties."""
-
-    id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
+_KEPT_TOKENS = 8_192  # of these, for prompts that begin like earlier ones
 
 
 class Listener(Protocol):
@@ -64,14 +61,13 @@ class Listener(Protocol):
 
 @dataclass(eq=False)
 class _Choice:
-    """One of the n continuations of a prompt."""
+    """One of the n continuations of a prompt. Its last token was heard, but what follows it is not computed yet."""
 
     index: int
-    cache: Any
-    logits_V: Tensor
     random: np.random.Generator
-    num_tokens: int = 0
+    ids: list[int] = field(default_factory=list)
     counts: Counter[int] = field(default_factory=Counter)
+    held: Held | None = None
 
 
 @dataclass(eq=False)
@@ -86,9 +82,8 @@ class Generation:
     adapter: Adapter | None = None
     prompt_logprobs: bool = False
     cancelled: bool = False
-    # The engine's own: the prompt as far as it was read, and the choices under way.
-    _cache: Any = None
-    _num_read: int = 0
+    # The engine's own: the prompt as far as it was read, what follows it, and the choices under way.
+    _held: Held | None = None
     _prompt_tokens: list[Token] = field(default_factory=list)
     _logits_V: Tensor | None = None
     _num_started: int = 0
@@ -104,9 +99,8 @@ class Engine:
         text = config.get_text_config()
         self.max_length: int = getattr(text, "max_position_embeddings", None) or 2048
         self.vocabulary_size: int = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-        self._model = model
-        self._config = config
-        self._device = next(model.parameters()).device
+        #: How several requests are computed, in words.
+        self._runner, self.manner = selfcheck.choose(model, self.adapters)
         self._arrivals: queue.SimpleQueue[Generation] = queue.SimpleQueue()
         self._waiting: list[Generation] = []
         self._running: list[Generation] = []
@@ -144,13 +138,18 @@ class Engine:
             if not self.step():
                 self._waiting.append(self._arrivals.get())
 
+    @torch.inference_mode()
     def step(self) -> bool:
-        """Move every running generation on; return whether there was any work."""
+        """Move every running generation on; return whether there is any work left."""
+        for generation in [generation for generation in self._running if generation.cancelled]:
+            self._leave(generation)
         self._admit()
-        for generation in list(self._running):
-            if not generation.cancelled and self._advance_or_fail(generation):
-                continue
-            self._running.remove(generation)
+        work = self._work()
+        all_parts = [part for parts in work.values() for part in parts]
+        results = iter(self._runner.compute(all_parts) if all_parts else [])
+        for generation, parts in work.items():
+            self._go_on_or_fail(generation, parts, [next(results) for _ in parts])
+        self._runner.trim(min(_KEPT_TOKENS, max(0, _CACHED_TOKENS - sum(map(self._most_tokens, self._running)))))
         return bool(self._running or self._waiting)
 
     def _admit(self) -> None:
@@ -172,162 +171,120 @@ class Engine:
     def _most_tokens(self, generation: Generation) -> int:
         return (len(generation.prompt) + self._limit(generation)) * min(generation.n, _MAX_CHOICES)
 
-    def _advance_or_fail(self, generation: Generation) -> bool:
-        """Return whether the generation is still under way."""
+    def _work(self) -> dict[Generation, list[Part]]:
+        """Return what this step computes: pieces of prompts, and one token of each choice; none where more choices are to begin."""
+        lengths = self._piece_lengths()
+        work: dict[Generation, list[Part]] = {}
+        for generation in self._running:
+            held = generation._held
+            if generation in lengths and held is not None:
+                ids = generation.prompt[held.length : held.length + lengths[generation]]
+                work[generation] = [Part(held, ids, generation.adapter, generation.prompt_logprobs)]
+            if generation._logits_V is not None:
+                choices = [(choice, choice.held) for choice in generation._choices]
+                work[generation] = [Part(held, choice.ids[-1:], generation.adapter) for choice, held in choices if held is not None]
+        return work
+
+    def _piece_lengths(self) -> dict[Generation, int]:
+        """Return how much of which prompts to read: some of the one that has waited longest, for the rest the shortest first."""
+        rests: dict[Generation, int] = {}
+        mosts: dict[Generation, int] = {}
+        for generation in self._running:
+            if generation._logits_V is None and generation._held is None:
+                generation._held = self._runner.begin(generation.prompt, generation.adapter, fresh=generation.prompt_logprobs)
+            if generation._logits_V is None and generation._held is not None:
+                rests[generation] = len(generation.prompt) - generation._held.length
+                mosts[generation] = min(rests[generation], _PROMPT_PIECE // (1 + generation._held.length // _FAR))
+        lengths = {generation: min(most, _OLDEST_PIECE) for generation, most in itertools.islice(mosts.items(), 1)}
+        for generation in sorted(rests, key=lambda generation: rests[generation]):
+            more = min(mosts[generation] - lengths.get(generation, 0), _PROMPT_PIECE - sum(lengths.values()))
+            if more > 0:
+                lengths[generation] = lengths.get(generation, 0) + more
+        return lengths
+
+    def _go_on_or_fail(self, generation: Generation, parts: Sequence[Part], results: Sequence[Tensor | TunesmithError]) -> None:
         try:
-            with torch.inference_mode():
-                return self._advance(generation)
+            logits = [result for result in results if isinstance(result, Tensor)]
+            for result in results:
+                if isinstance(result, TunesmithError):
+                    raise result
+            self._go_on(generation, parts, logits)
         except TunesmithError as error:
+            self._leave(generation, failed=True)
             generation.listener.failed(error)
-        except RuntimeError as error:  # torch's: out of memory above all
-            generation.listener.failed(TunesmithError(f"The model could not go on with this request: {error}"))
-        return False
+        except RuntimeError as error:  # torch's
+            self._leave(generation, failed=True)
+            generation.listener.failed(failure(error))
 
-    def _advance(self, generation: Generation) -> bool:
-        """Read one piece of the prompt, or draw one token for each choice under way."""
-        self.adapters.active = generation.adapter
+    def _go_on(self, generation: Generation, parts: Sequence[Part], logits: Sequence[Tensor]) -> None:
+        """Take what was computed for a generation: draw the next token of each choice, begin others, and see whether it is done."""
         if generation._logits_V is None:
-            self._read_piece(generation)
-            return True
-        while len(generation._choices) < _MAX_CHOICES and generation._num_started < generation.n:
-            generation._choices.append(self._start_choice(generation, generation._logits_V))
-        generation._choices = [choice for choice in generation._choices if self._draw(generation, choice)]
-        return bool(generation._choices) or generation._num_started < generation.n
+            self._read(generation, parts[0], logits[0])
+        else:
+            for choice, logits_RV in zip(list(generation._choices), logits, strict=True):
+                if not self._draw(generation, choice, logits_RV[-1]):
+                    generation._choices.remove(choice)
+        if generation._logits_V is not None:
+            for _ in range(min(_MAX_CHOICES - len(generation._choices), generation.n - generation._num_started)):
+                self._start_choice(generation, generation._logits_V)
+            if not generation._choices and generation._num_started == generation.n:
+                self._running.remove(generation)
 
-    def _read_piece(self, generation: Generation) -> None:
-        if generation._cache is None:
-            generation._cache = _new_cache(self._config)
-        start = generation._num_read
-        end = min(start + _PROMPT_PIECE, len(generation.prompt))
-        logits_TV = self._forward(generation.prompt[start:end], generation._cache, all_logits=generation.prompt_logprobs)
-        generation._num_read = end
+    def _read(self, generation: Generation, part: Part, logits_RV: Tensor) -> None:
+        """Take a piece of a prompt."""
+        end = part.held.length
         if generation.prompt_logprobs:
+            start = end - len(part.ids)
             if start == 0:
                 generation._prompt_tokens.append(Token(generation.prompt[0]))
             top = generation.sampling.top_logprobs or 0
-            for logits_V, id in zip(logits_TV, generation.prompt[start + 1 : end + 1], strict=False):
-                generation._prompt_tokens.append(_measured(id, logits_V, top))
+            for logits_V, id in zip(logits_RV, generation.prompt[start + 1 : end + 1], strict=False):
+                generation._prompt_tokens.append(measured(id, logits_V, top))
         if end == len(generation.prompt):
-            generation._logits_V = logits_TV[-1]
+            generation._logits_V = logits_RV[-1].clone()  # or all the others' would stay with it
             generation.listener.prompt(generation._prompt_tokens)
 
-    def _start_choice(self, generation: Generation, logits_V: Tensor) -> _Choice:
-        index = generation._num_started
+    def _start_choice(self, generation: Generation, logits_V: Tensor) -> None:
+        index, seed = generation._num_started, generation.sampling.seed
         generation._num_started += 1
         last = generation._num_started == generation.n
-        cache = generation._cache if last else copy.deepcopy(generation._cache)
-        seed = generation.sampling.seed
         # Each choice has a stream of its own: neither the others nor other requests move it.
-        return _Choice(index, cache, logits_V, np.random.default_rng(None if seed is None else [seed % 2**64, index]))
+        choice = _Choice(index, np.random.default_rng(None if seed is None else [seed % 2**64, index]))
+        if self._draw(generation, choice, logits_V) and generation._held is not None:
+            choice.held = self._runner.fork(generation._held, generation.adapter, last=last)
+            generation._choices.append(choice)
+        if last:
+            generation._held = None
 
-    def _draw(self, generation: Generation, choice: _Choice) -> bool:
-        """Draw a choice's next token and compute what follows it; return whether the choice goes on."""
+    def _draw(self, generation: Generation, choice: _Choice, logits_V: Tensor) -> bool:
+        """Draw a choice's next token; return whether the choice goes on."""
         sampling, limit = generation.sampling, self._limit(generation)
         reason: Reason | None = "length" if limit == 0 else None
         if reason is None:
-            id = draw(choice.logits_V, sampling, choice.counts, choice.random)
+            id = draw(logits_V, sampling, choice.counts, choice.random)
             if id in generation.stop_ids:
                 reason = "stop"
             else:
                 top = sampling.top_logprobs
-                token = Token(id) if top is None else _measured(id, choice.logits_V, top)
-                choice.num_tokens += 1
+                token = Token(id) if top is None else measured(id, logits_V, top)
+                choice.ids.append(id)
                 choice.counts[id] += 1
                 if not generation.listener.token(choice.index, token):
                     reason = "stop"
-                elif choice.num_tokens >= limit:
+                elif len(choice.ids) >= limit:
                     reason = "length"
-                else:
-                    choice.logits_V = self._forward([id], choice.cache)[-1]
-        if reason is not None:
-            generation.listener.finished(choice.index, reason)
-        return reason is None
+        if reason is None:
+            return True
+        if choice.held is not None:
+            self._runner.end(choice.held, [*generation.prompt, *choice.ids], generation.adapter)
+            choice.held = None
+        generation.listener.finished(choice.index, reason)
+        return False
 
-    def _forward(self, ids: Sequence[int], cache: Any, *, all_logits: bool = False) -> Tensor:
-        """Return the logits after each of `ids` ([T, V], float32), or after the last only."""
-        ids_1T = torch.tensor([ids], device=self._device)
-        output = self._model(input_ids=ids_1T, past_key_values=cache, use_cache=True, logits_to_keep=0 if all_logits else 1)
-        logits_TV: Tensor = output.logits[0].to(torch.promote_types(output.logits.dtype, torch.float32))
-        if bool(logits_TV.isnan().any()):
-            raise TunesmithError("The model computed something that is not a number (NaN). Hint: its weights may be damaged.")
-        return logits_TV.cpu()
-
-
-def draw(logits_V: Tensor, sampling: Sampling, counts: Counter[int], random: np.random.Generator) -> int:
-    """Return the next token id; `counts` says how often each was drawn before.
-
-    Penalties and bias as OpenAI defines them; then temperature (0: the likeliest token), then top_p (Holtzman et al., 2020).
-    """
-    logits_V = _adjusted(logits_V, sampling, counts)
-    if sampling.temperature == 0 or sampling.top_p == 0:
-        return int(logits_V.argmax())
-    probs_V = torch.softmax(logits_V.double() / sampling.temperature, dim=-1)
-    ids_V: Tensor | None = None
-    if sampling.top_p < 1:
-        probs_V, ids_V = probs_V.sort(descending=True, stable=True)
-        kept = int((probs_V.cumsum(0) < sampling.top_p).sum()) + 1
-        probs_V = probs_V[:kept]
-    cumulative_V = probs_V.cumsum(0)
-    # Scaled by the sum, so that rounding cannot leave a gap at the end.
-    place = int(torch.searchsorted(cumulative_V, float(random.random()) * float(cumulative_V[-1]), right=True))
-    place = min(place, len(cumulative_V) - 1)
-    return place if ids_V is None else int(ids_V[place])
-
-
-def _adjusted(logits_V: Tensor, sampling: Sampling, counts: Counter[int]) -> Tensor:
-    penalized = counts if sampling.presence_penalty or sampling.frequency_penalty else {}
-    if not penalized and not sampling.logit_bias:
-        return logits_V
-    logits_V = logits_V.clone()
-    for id, count in penalized.items():
-        logits_V[id] -= count * sampling.frequency_penalty + sampling.presence_penalty
-    for id, bias in sampling.logit_bias.items():
-        logits_V[id] += bias
-    return logits_V
-
-
-def _measured(id: int, logits_V: Tensor, num_top: int) -> Token:
-    """Return a token with its log-probability and the `num_top` likeliest, of the model's own distribution."""
-    logprobs_V = torch.log_softmax(logits_V, dim=-1).clamp(min=_LOWEST_LOGPROB)
-    values, ids = logprobs_V.topk(min(num_top, len(logprobs_V)))
-    return Token(id, float(logprobs_V[id]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
-
-
-def _new_cache(config: Any) -> Any:
-    cache = DynamicCache(config=config)
-    cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
-class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one attention layer, in a buffer that doubles.
-
-    transformers' own copies everything at each token, which at 2,000 tokens costs more than the token.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-        self._buffers: tuple[Tensor, Tensor] | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append; return all keys and all values, [batch, heads, tokens, width] each."""
-        old = self.get_seq_length()
-        new = old + key_states.shape[-2]
-        if self._buffers is None or new > self._buffers[0].shape[-2]:
-            self._buffers = (self._grown(key_states, self.keys, old, new), self._grown(value_states, self.values, old, new))
-        keys, values = self._buffers
-        keys[..., old:new, :] = key_states
-        values[..., old:new, :] = value_states
-        self.is_initialized = True
-        self.keys, self.values = keys[..., :new, :], values[..., :new, :]
-        return self.keys, self.values
-
-    @staticmethod
-    def _grown(states: Tensor, held: Tensor | None, old: int, new: int) -> Tensor:
-        capacity = max(64, 2 ** math.ceil(math.log2(new)))
-        buffer = states.new_empty((*states.shape[:-2], capacity, states.shape[-1]))
-        if held is not None:
-            buffer[..., :old, :] = held
-        return buffer
+    def _leave(self, generation: Generation, *, failed: bool = False) -> None:
+        """Let go of a generation in mid-work; a prompt that was read well is kept for others."""
+        self._running.remove(generation)
+        unread = generation._logits_V is None
+        for held in [generation._held if failed or unread else None, *(choice.held for choice in generation._choices)]:
+            if held is not None:
+                self._runner.drop(held)

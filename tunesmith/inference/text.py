@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.inference.engine import Token
+from tunesmith.inference.sampling import Token
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _CALL_BEGIN = "<tool_call>"

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tunesmith.domain import ids
-from tunesmith.inference.engine import Token
 from tunesmith.inference.requests import Request
+from tunesmith.inference.sampling import Token
 from tunesmith.inference.text import Piece, Vocabulary
 
 _CALL = "call_"

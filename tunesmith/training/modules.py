@@ -15,7 +15,7 @@ from tunesmith.training import ops
 from tunesmith.training.kernels import Attention, Kernels
 from tunesmith.training.packing import Layout
 
-_NAME = "tunesmith_packed"
+_NAME = "tunesmith_segments"
 
 
 class _Current:
