@@ -123,6 +123,24 @@ def test_generations_of_all_lengths_beside_each_other_are_each_the_plain_forward
         assert own.prompt_tokens is not None and len(own.prompt_tokens) == (len(prompt) if number % 3 == 0 else 0)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "phi3", "gemma2"])
+def test_long_texts_are_cut_where_nobody_sees_it(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of attention and pieces of prompts as they are in texts of thousands of tokens."""
+    monkeypatch.setattr(attention, "_BLOCK", 64)
+    monkeypatch.setattr(attention, "_MOST_SCORES", 1)
+    monkeypatch.setattr(engine, "_FAR", 50)
+    model = random_model(family)
+    machine = engine.Engine(model)
+    passes = count_rows(model)
+    prompts = [tokens(length) for length in (30, 200, 500)]
+    heard = [submit(machine, prompt, LOGPROBS)[0] for prompt in prompts]
+    finish(machine)
+    pieces = [num_rows for num_rows in passes if num_rows > len(prompts)]
+    assert pieces[0] == 30 + 200 + 26 and pieces[-2] < 40
+    for prompt, own in zip(prompts, heard, strict=True):
+        assert_plain(model, prompt, own, tolerance(family))
+
+
 @pytest.mark.parametrize("family", APART)
 def test_a_model_that_cannot_compute_many_at_once_says_why(family: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
