@@ -1,0 +1,75 @@
+"""What a diagnosis says: findings, the checkpoint to use, the next run. Knows not how it was found out.
+
+The codes are in docs/diagnosis.md, one section each: how it looks, what it means, what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Severity = Literal["info", "warning", "critical"]
+SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "info")
+
+#: What curves can show.
+CURVE_CODES = (
+    "converged", "still_improving", "overfitting", "over_confidence", "plateau", "no_learning", "divergence", "slow_learning",
+    "noisy_validation", "noisy_training", "constant_metric", "suspiciously_perfect", "memorization", "too_little_data",
+    "metric_conflict", "late_improvement", "pipeline_fault", "non_finite", "no_validation", "cannot_tell",
+)  # fmt: skip
+#: What the data itself shows, before or beside any curve.
+DATA_CODES = (
+    "duplicates", "leakage", "truncated_rows", "no_target_rows", "class_imbalance", "small_validation", "low_variety",
+    "inconsistent_answers", "prompt_in_loss",
+)  # fmt: skip
+CODES = (*CURVE_CODES, *DATA_CODES)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One concrete change for the next run: `knob` is a hyperparameter, or "training_data" or "validation_data"."""
+
+    knob: str
+    before: float | int | str | None
+    after: float | int | str | None
+    reason: str
+
+    def words(self) -> str:
+        """Say it in one line."""
+        return f"{self.knob} {_short(self.before)} → {_short(self.after)}, because {self.reason}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was seen. `message` says what, `advice` what to do; `evidence` are the numbers that show it.
+
+    `confidence` is the share of cases in which such a finding was right on the runs it was measured on, 0 to 1. `steps` are
+    the first and the last it is about, None for one about the data. `lines` are those of the file that `evidence` names.
+    """
+
+    code: str
+    severity: Severity
+    confidence: float
+    message: str
+    advice: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    steps: tuple[int, int] | None = None
+    changes: tuple[Change, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise ValueError(f"Unknown finding code {self.code!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return asdict(self) | {"steps": list(self.steps) if self.steps else None, "changes": [asdict(change) for change in self.changes]}
+
+
+def ordered(findings: list[Finding]) -> list[Finding]:
+    """Return findings with the gravest first, then the surest."""
+    return sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), -finding.confidence))
+
+
+def _short(value: float | int | str | None) -> str:
+    return "none" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
