@@ -1,6 +1,6 @@
 """Runs in a folder, with no server: `train` makes one, `Run` reads one. `tunesmith train` is this on the command line.
 
-A run folder holds spec.json (asked, resolved, reasons), metrics.jsonl, events.jsonl, step_metrics.csv, checkpoints/,
+A run folder holds spec.json (asked, resolved, reasons), metrics.jsonl, events.jsonl, row_losses.jsonl, step_metrics.csv, checkpoints/,
 adapter/ (or model/ after full tuning), loss.png and token_accuracy.png, and result.json once the run is over.
 """
 
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith import processes
 from tunesmith.domain import datasets, jobs, models, runs
 from tunesmith.domain.jobs import Event
-from tunesmith.domain.runs import Checkpoint, MetricPoint
+from tunesmith.domain.runs import Checkpoint, MetricPoint, RowLosses
 from tunesmith.domain.specs import ResolvedSpec, TrainingSpec
 from tunesmith.errors import InvalidRequest
 from tunesmith.services import bases as base_service
@@ -62,6 +62,11 @@ class Run:
     def events(self) -> list[dict[str, Any]]:
         """What the run said, in order."""
         return _read_lines(self.directory / "events.jsonl")
+
+    @property
+    def row_losses(self) -> list[dict[str, Any]]:
+        """The loss of each validation example at each full evaluation, `RowLosses.to_dict()`, in order."""
+        return _read_lines(self.directory / "row_losses.jsonl")
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -245,8 +250,9 @@ class FolderSink:
         step = int(resume.name.removeprefix("step-")) if resume else -1
         points = [point for point in self.run.metrics if point["step"] <= step]
         events = [event for event in self.run.events if resume and event["key"] != "stopped"]
-        _write_text(self.directory / "metrics.jsonl", "".join(json.dumps(point) + "\n" for point in points))
-        _write_text(self.directory / "events.jsonl", "".join(json.dumps(event) + "\n" for event in events))
+        rows = [row for row in self.run.row_losses if row["step"] <= step]
+        for name, content in (("metrics", points), ("events", events), ("row_losses", rows)):
+            _write_text(self.directory / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in content))
         self._last_step = points[-1]["step"] if points else -1
         self._keys = {event["key"] for event in events}
         for directory in sorted((self.directory / "checkpoints").glob("step-*")):
@@ -276,9 +282,14 @@ class FolderSink:
             self.event(point.event())
         self._on_metric(point)
 
+    def row_losses(self, losses: RowLosses) -> None:
+        """Append to row_losses.jsonl, each step once."""
+        if losses.step > self._last_step:
+            self._append("row_losses.jsonl", losses.to_dict())
+
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Note the checkpoint and delete those no longer needed."""
-        for name in ("metrics.jsonl", "events.jsonl"):
+        for name in ("metrics.jsonl", "events.jsonl", "row_losses.jsonl"):
             _fsync(self.directory / name)
         _write_json(checkpoint.directory / checkpoints.NOTE, asdict(checkpoint) | {"directory": checkpoint.directory.name})
         self._saved = [*(saved for saved in self._saved if saved.step != checkpoint.step), checkpoint]

@@ -26,9 +26,12 @@ from tunesmith.store.pages import Page as Page
 from tunesmith.store.pages import fetch
 
 _jobs, _events, _metrics, _checkpoints = schema.jobs, schema.events, schema.metrics, schema.checkpoints
+_row_losses = schema.row_losses
 
 #: What `move` may set besides the status.
-_CHANGES = frozenset({"seed", "resolved", "crashes", "error", "trained_tokens", "estimated_finish", "finished_at", "fine_tuned_model"})
+_CHANGES = frozenset({"seed", "resolved", "data_findings", "crashes", "error"}) | {
+    "trained_tokens", "estimated_finish", "finished_at", "fine_tuned_model"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,12 @@ def metrics_after(db: Database, job_id: str, seq: int = 0, limit: int = 1000) ->
     return db.read(lambda conn: [MetricRow(*row) for row in conn.execute(query.limit(limit))])
 
 
+def row_losses(db: Database, job_id: str) -> list[Mapping[str, Any]]:
+    """Return `RowLosses.to_dict()` of each full evaluation, oldest first."""
+    query = select(_row_losses.c.data).where(_row_losses.c.job_id == job_id).order_by(_row_losses.c.step)
+    return db.read(lambda conn: list(conn.execute(query).scalars()))
+
+
 # --- what clients ask ---
 
 
@@ -204,6 +213,18 @@ def request_resume(db: Database, job_id: str) -> Job:
 def record(db: Database, job_id: str, fence: int, *, events: Sequence[Event] = (), points: Sequence[MetricPoint] = ()) -> Job:
     """Store events and metrics, and return the job with its last number. Raises: LeaseLost."""
     return db.write(lambda conn: _say(conn, held(conn, job_id, fence), events, points))
+
+
+def record_row_losses(db: Database, job_id: str, fence: int, data: Mapping[str, Any]) -> None:
+    """Store `RowLosses.to_dict()` of a full evaluation; what a resumed attempt says again replaces it. Raises: LeaseLost."""
+
+    def write(conn: Connection) -> None:
+        held(conn, job_id, fence)
+        same = (_row_losses.c.job_id == job_id, _row_losses.c.step == data["step"])
+        if not conn.execute(update(_row_losses).where(*same).values(data=data)).rowcount:
+            conn.execute(insert(_row_losses).values(job_id=job_id, step=data["step"], data=data))
+
+    db.write(write)
 
 
 def add_checkpoint(db: Database, job_id: str, fence: int, row: CheckpointRow) -> CheckpointRow:

@@ -191,6 +191,8 @@ class Attempt:
                 self._flush()
             elif kind == "metric":
                 self._metric(MetricPoint(**content))
+            elif kind == "row_losses":
+                job_store.record_row_losses(self.context.db, self.job.id, self.job.fence, content)
             elif kind == "checkpoint":
                 self._flush()
                 self._publish(Checkpoint(**content | {"directory": Path(content["directory"])}))
