@@ -66,6 +66,36 @@ class Finding:
         return asdict(self) | {"steps": list(self.steps) if self.steps else None, "changes": [asdict(change) for change in self.changes]}
 
 
+@dataclass(frozen=True)
+class CheckpointChoice:
+    """Which checkpoint to use and why. `score` is what to expect of it on new data: its name, value and 90 % interval."""
+
+    step: int
+    reason: str
+    score: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What happened in a run, why, and what to do next.
+
+    `plots` say in words what the loss plot, the token-accuracy plot and both together show; `reading` is how loss and accuracy are to be
+    read together; `cannot_tell` is what these curves leave open.
+    """
+
+    verdict: str
+    findings: tuple[Finding, ...]
+    checkpoint: CheckpointChoice | None
+    next_hyperparameters: Mapping[str, Any]
+    plots: Mapping[str, str]
+    reading: str
+    cannot_tell: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as `tunesmith diagnose --json` prints it."""
+        return asdict(self) | {"findings": [finding.to_dict() for finding in self.findings], "cannot_tell": list(self.cannot_tell)}
+
+
 def ordered(findings: list[Finding]) -> list[Finding]:
     """Return findings with the gravest first, then the surest."""
     return sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), -finding.confidence))
