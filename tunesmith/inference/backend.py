@@ -31,7 +31,7 @@ _MAX_CHILDREN = 4  # bases in memory at once
 _MAX_ADAPTERS = 16  # adapters in one child's memory
 _START_SECONDS = 300.0
 _MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 elsewhere
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # OpenMP threads that spin while they wait for one another burn the time slice the other needs: with a trainer beside it,
@@ -202,7 +202,7 @@ class _Child:
             socket = Path(unused.name)
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         arguments = ["--socket", str(socket), "--base", str(target.base_directory), "--name", target.base_name]
-        process = processes.spawn("tunesmith.inference.server", *arguments, stderr=stderr, stdout=stderr, environment=_ENVIRONMENT)
+        process = processes.spawn("tunesmith.inference.server", *arguments, stderr=stderr, stdout=stderr, environment=ENVIRONMENT)
         client = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=str(socket), limits=httpx.Limits(max_connections=None, max_keepalive_connections=8)),
             base_url="http://model",
