@@ -23,12 +23,13 @@ import page
 import rows
 from transformers import AutoTokenizer
 
-from tunesmith import hardware, processes
+from tunesmith import hardware
+from tunesmith.inference import backend
 
 RESULTS = contenders.ROOT / "benchmarks" / "results" / "generation.json"
 TITLES = {"tunesmith": "Tunesmith, all at once", "transformers": "transformers `generate`, one after the other"}
 #: The server's child that computes has it too.
-_ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {"tunesmith": processes.COMPUTE_ENVIRONMENT, "transformers": {}}
+_ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {"tunesmith": backend.ENVIRONMENT, "transformers": {}}
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ from torch.autograd import Function
 
 from tunesmith.training.kernels import Kernels
 
-_PIECE = 512  # targets at once; 50 MB of logits at 49,152 tokens in bfloat16. Fewer make the products slower
+_PIECE = 512  # targets at once; 50 MB of logits at 49,152 tokens in bfloat16. Fewer make the product with the weights' rows slower
+_STRIP = 256  # of those, as many as one forward product writes: their logits stay in the third-level cache for the softmax
 
 
 class Head(NamedTuple):
@@ -56,12 +57,15 @@ class _TargetLoss(Function):
         buffer_NV = x_NI.new_empty(min(len(x_NI), _PIECE), len(weight_VI))
         for start in range(0, len(x_NI), _PIECE):
             piece = slice(start, start + _PIECE)
-            logits_NV = torch.mm(x_NI[piece], weight_VI.t(), out=buffer_NV[: len(x_NI) - start])
-            if head.bias_V is not None:
-                logits_NV += head.bias_V
-            nll_N[piece], hits_N[piece] = head.kernels.cross_entropy(
-                logits_NV, targets_N[piece], head.softcap, gradient=needs_x or needs_weight
-            )
+            logits_NV = buffer_NV[: len(x_NI) - start]
+            for row in range(0, len(logits_NV), _STRIP):
+                strip, rows = logits_NV[row : row + _STRIP], slice(start + row, start + min(row + _STRIP, len(logits_NV)))
+                torch.mm(x_NI[rows], weight_VI.t(), out=strip)
+                if head.bias_V is not None:
+                    strip += head.bias_V
+                nll_N[rows], hits_N[rows] = head.kernels.cross_entropy(
+                    strip, targets_N[rows], head.softcap, gradient=needs_x or needs_weight
+                )
             if dx_NI is not None:
                 torch.mm(logits_NV, weight_VI, out=dx_NI[piece])
             if dweight_VI is not None:
