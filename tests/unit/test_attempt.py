@@ -45,6 +45,12 @@ def test_a_trainer_killed_for_its_memory_is_given_less(tiny: Path, tmp_path: Pat
     assert claimed is not None
     jobs.move(context.db, job.id, claimed.fence, "queued", resolved=resolved.to_dict())
     jobs.move(context.db, job.id, claimed.fence, "running")
+    # Before anything is known of the run, what was too large is the base model's evaluation.
+    fresh = Attempt(context, jobs.get(context.db, job.id))
+    assert fresh._halve_budget()
+    cut = ResolvedSpec.from_dict(jobs.get(context.db, job.id).resolved).plan  # type: ignore[arg-type]
+    assert cut is not None and cut.budget_at(0.5) == 256
+    jobs.move(context.db, job.id, claimed.fence, "running", resolved=resolved.to_dict())
     jobs.record(context.db, job.id, claimed.fence, points=[MetricPoint(step, 40, 0.0) for step in range(4)])
     found = []
     while True:
@@ -55,4 +61,4 @@ def test_a_trainer_killed_for_its_memory_is_given_less(tiny: Path, tmp_path: Pat
     messages = [event.message for event in jobs.events(context.db, job.id) if (event.key or "").startswith("memory:")]
     context.close()
     assert [(p.budget_at(3), p.budget_at(4), p.budget_at(9)) for p in found if p] == [(512, 256, 256), (512, 128, 128)]
-    assert messages[0] == "The trainer was killed because memory ran out; from step 4 on micro-batches have 256 tokens."
+    assert "The trainer was killed because memory ran out; from step 4 on micro-batches have 256 tokens." in messages

@@ -344,6 +344,42 @@ def test_a_generation_that_fails_takes_no_other_with_it(tmp_path: Path, network:
     assert good.reasons == {0: "length"} and good.error is None
 
 
+class Broken(Heard):
+    """A listener with a fault of its own."""
+
+    def token(self, choice: int, token: engine.Token) -> bool:
+        raise IndexError("not there")
+
+
+def test_a_fault_around_one_generation_is_not_the_others_affair(machine: engine.Engine) -> None:
+    broken = Broken()
+    good, _ = submit(machine)
+    machine.submit(engine.Generation(PROMPT, GREEDY, broken))
+    while machine.step():
+        pass
+    assert broken.error is not None and good.reasons == {0: "length"}
+
+
+def test_a_prompt_without_tokens_is_refused(machine: engine.Engine) -> None:
+    with pytest.raises(InvalidRequest, match="no tokens at all"):
+        submit(machine, [])
+
+
+def test_answers_that_may_be_long_are_written_together(machine: engine.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request says how long its answer may be; each could fill the context, none does. Beyond what is kept only the oldest goes on."""
+    monkeypatch.setattr(engine, "_EXPECTED_TOKENS", 20)
+    monkeypatch.setattr(engine, "_CACHED_TOKENS", 8 * (len(PROMPT) + 20))
+    heard = [submit(machine, PROMPT, Sampling(temperature=0, max_tokens=None))[0] for _ in range(8)]
+    for _ in range(4):
+        machine.step()
+    assert all(own.ids() for own in heard)
+    while machine.step():
+        held = sum(map(engine._held_tokens, machine._running))
+        assert held <= engine._CACHED_TOKENS + machine.max_length + len(machine._running)
+    alone = run(machine, PROMPT, Sampling(temperature=0, max_tokens=None))
+    assert all(own.ids() == alone.ids() and own.reasons for own in heard)
+
+
 # --- text --------------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ import transformers
 
 from tests.unit.exactness import TOLERANCE, assert_equal, network, plan, random_examples, reference, resolved, step
 from tunesmith.errors import InvalidRequest
-from tunesmith.training import decoder, modules, packing
+from tunesmith.training import decoder, lora, memory, modules, packing
 from tunesmith.training.kernels import cpu, selection
 
 SMALL: dict[str, Any] = {
@@ -83,6 +83,67 @@ def test_an_architecture_that_cannot_be_packed_is_computed_one_example_at_a_time
     made = network(base, spec, plan(torch.float32, path="modules"))
     assert made.path == "plain" and "does not attend through transformers' registry" in str(made.notice)
     assert_equal(step(made, EXAMPLES), reference(base, made, spec, EXAMPLES, tmp_path), TOLERANCE[torch.float32])
+
+
+_MIXTURE: dict[str, Any] = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 32}
+_LATENT: dict[str, Any] = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12, "n_routed_experts": 4,
+    "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32, "first_k_dense_replace": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (transformers.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]), "1 of its 2 layers attend"),
+        (
+            transformers.Qwen2MoeConfig(**SMALL, **_MIXTURE, use_sliding_window=True, sliding_window=6),
+            "have a sliding window, 0 say so",
+        ),
+        (transformers.DeepseekV3Config(**{**SMALL, "num_key_value_heads": 4}, **_LATENT), "its values are 12 wide, its keys 16"),
+        (transformers.GptOssConfig(**SMALL, head_dim=8, num_local_experts=4, num_experts_per_tok=2), "its attention has s_aux"),
+    ],
+    ids=lambda given: getattr(given, "model_type", ""),
+)  # fmt: skip
+def test_a_model_that_packing_would_change_is_computed_one_example_at_a_time(
+    config: transformers.PretrainedConfig, why: str, tmp_path: Path
+) -> None:
+    """Short convolutions across examples, windows in the mask alone, values of another width, attention sinks."""
+    base, spec = save(config, tmp_path / "base"), resolved()
+    made = network(base, spec, plan(torch.float32, path="modules"))
+    assert made.path == "plain" and why in str(made.notice)
+    if config.model_type != "deepseek_v3":  # PEFT has other names for its layers
+        assert_equal(step(made, EXAMPLES), reference(base, made, spec, EXAMPLES, tmp_path), TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize(("longest", "path"), [(32, "decoder"), (128, "plain")])
+def test_positions_that_depend_on_the_longest_example(longest: int, path: str, tmp_path: Path) -> None:
+    """Phi-3's long rotary factors take over for all examples beside one that is beyond the original length."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    config = transformers.Phi3Config(
+        **SMALL, original_max_position_embeddings=32, rope_parameters=rope | {"original_max_position_embeddings": 32}
+    )
+    base, spec = save(config, tmp_path / "base"), dataclasses.replace(resolved(), max_length=longest)
+    made = network(base, spec, plan(torch.float32))
+    assert made.path == path
+    rows = EXAMPLES if path == "plain" else [row for row in EXAMPLES if len(row) <= longest]
+    assert_equal(step(made, rows), reference(base, made, spec, rows, tmp_path), TOLERANCE[torch.float32])
+
+
+def test_the_base_models_own_dropout_stays_off(tmp_path: Path) -> None:
+    """OPT has dropout by default, as a number of each layer; recomputing must not switch it on, nor leave anything behind."""
+    config = transformers.OPTConfig(
+        vocab_size=128, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128,
+        word_embed_proj_dim=32, dropout=0.3,
+    )  # fmt: skip
+    base, spec = save(config, tmp_path / "base"), resolved()
+    made = network(base, spec, plan(torch.float32, path="modules"))
+    expected = reference(base, made, spec, EXAMPLES, tmp_path)
+    memory.estimates(made)
+    for made.recompute in (False, True, False):
+        assert_equal(step(made, EXAMPLES), expected, TOLERANCE[torch.float32])
+    assert {type(module) for module in made.model.modules() if module.training} <= {lora.LoraLinear}
+    assert not made.model.get_input_embeddings()._forward_hooks  # type: ignore[operator]
 
 
 def test_a_path_that_computes_something_else_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

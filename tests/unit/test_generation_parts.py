@@ -100,7 +100,7 @@ def test_the_common_beginning(a: list[int], b: list[int], same: int) -> None:
 
 def sorted_draw(logits_V: torch.Tensor, temperature: float, top_p: float, random: np.random.Generator) -> int:
     """Draw by sorting everything."""
-    probs, order = torch.softmax(logits_V.double() / temperature, dim=-1).sort(descending=True, stable=True)
+    probs, order = torch.softmax((logits_V.double() - logits_V.max()) / temperature, dim=-1).sort(descending=True, stable=True)
     probs = probs[: int((probs.cumsum(0) < top_p).sum()) + 1]
     return int(order[int(torch.searchsorted(probs.cumsum(0), float(random.random()) * float(probs.sum()), right=True))])
 
@@ -113,6 +113,14 @@ def test_top_p_draws_what_sorting_everything_draws(seed: int, top_p: float, temp
     for _ in range(5):
         drawn = sampling.draw(logits_V, Sampling(temperature=temperature, top_p=top_p), Counter(), ours)
         assert drawn == sorted_draw(logits_V, temperature, top_p, theirs)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+def test_next_to_no_temperature_takes_the_likeliest(top_p: float) -> None:
+    logits_V = torch.randn(500, generator=torch.Generator().manual_seed(0)) * 20
+    for temperature in (1e-310, 1e-30, 1e-6):
+        drawn = sampling.draw(logits_V, Sampling(temperature=temperature, top_p=top_p), Counter(), np.random.default_rng(0))
+        assert drawn == int(logits_V.argmax())
 
 
 @pytest.mark.parametrize("sampling_", [Sampling(), Sampling(temperature=0), Sampling(top_p=0.5), Sampling(top_logprobs=1)])

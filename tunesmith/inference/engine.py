@@ -39,7 +39,8 @@ _FAR = 1024  # tokens; as many before it again, and a token's attention costs ab
 _MAX_WAITING = 256  # generations
 _MAX_RUNNING = 16  # generations
 _MAX_CHOICES = 4  # of one generation at once, so that n=128 is no way to the front of the queue
-_CACHED_TOKENS = 65_536  # tokens that all running generations may come to hold; one alone may hold more
+_CACHED_TOKENS = 65_536  # tokens that all running generations hold; where they come to hold more, only the oldest goes on
+_EXPECTED_TOKENS = 1024  # of an answer, when it is decided whether one more generation may begin
 _KEPT_TOKENS = 8_192  # of these, for prompts that begin like earlier ones
 
 
@@ -108,8 +109,10 @@ class Engine:
     def check(self, prompt: Sequence[int], sampling: Sampling, param: str) -> None:
         """Refuse what `submit` could not work on; `param` is the field that the prompt came from.
 
-        Raises: InvalidRequest for a prompt over the context length or a token outside the vocabulary.
+        Raises: InvalidRequest for a prompt without tokens or over the context length, or a token outside the vocabulary.
         """
+        if not prompt:
+            raise InvalidRequest(f"Your {param} resulted in no tokens at all, so there is nothing to continue.", param=param)
         if len(prompt) >= self.max_length:
             raise InvalidRequest(
                 f"This model's maximum context length is {self.max_length} tokens, the answer included. However, your {param} "
@@ -149,7 +152,7 @@ class Engine:
         results = iter(self._runner.compute(all_parts) if all_parts else [])
         for generation, parts in work.items():
             self._go_on_or_fail(generation, parts, [next(results) for _ in parts])
-        self._runner.trim(min(_KEPT_TOKENS, max(0, _CACHED_TOKENS - sum(map(self._most_tokens, self._running)))))
+        self._runner.trim(min(_KEPT_TOKENS, max(0, _CACHED_TOKENS - sum(map(_held_tokens, self._running)))))
         return bool(self._running or self._waiting)
 
     def _admit(self) -> None:
@@ -157,8 +160,8 @@ class Engine:
             self._waiting.append(self._arrivals.get())
         self._waiting = [generation for generation in self._waiting if not generation.cancelled]
         while self._waiting and len(self._running) < _MAX_RUNNING:
-            held = sum(map(self._most_tokens, self._running))
-            if self._running and held + self._most_tokens(self._waiting[0]) > _CACHED_TOKENS:
+            expected = sum(max(self._expected_tokens(running), _held_tokens(running)) for running in self._running)
+            if self._running and expected + self._expected_tokens(self._waiting[0]) > _CACHED_TOKENS:
                 break
             self._running.append(self._waiting.pop(0))
 
@@ -168,14 +171,16 @@ class Engine:
         asked = generation.sampling.max_tokens
         return room if asked is None else min(asked, room)
 
-    def _most_tokens(self, generation: Generation) -> int:
-        return (len(generation.prompt) + self._limit(generation)) * min(generation.n, _MAX_CHOICES)
+    def _expected_tokens(self, generation: Generation) -> int:
+        """Return about how many tokens it will hold; an answer may be as long as the context, but hardly any is."""
+        return (len(generation.prompt) + min(self._limit(generation), _EXPECTED_TOKENS)) * min(generation.n, _MAX_CHOICES)
 
     def _work(self) -> dict[Generation, list[Part]]:
         """Return what this step computes: pieces of prompts, and one token of each choice; none where more choices are to begin."""
         lengths = self._piece_lengths()
         work: dict[Generation, list[Part]] = {}
-        for generation in self._running:
+        is_full = sum(map(_held_tokens, self._running)) > _CACHED_TOKENS
+        for generation in self._running[:1] if is_full else self._running:
             held = generation._held
             if generation in lengths and held is not None:
                 ids = generation.prompt[held.length : held.length + lengths[generation]]
@@ -212,7 +217,7 @@ class Engine:
         except TunesmithError as error:
             self._leave(generation, failed=True)
             generation.listener.failed(error)
-        except RuntimeError as error:  # torch's
+        except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:  # torch's, or a fault around this one
             self._leave(generation, failed=True)
             generation.listener.failed(failure(error))
 
@@ -288,3 +293,8 @@ class Engine:
         for held in [generation._held if failed or unread else None, *(choice.held for choice in generation._choices)]:
             if held is not None:
                 self._runner.drop(held)
+
+
+def _held_tokens(generation: Generation) -> int:
+    """Return how many tokens a generation holds the keys and values of."""
+    return sum(held.length for held in [generation._held, *(choice.held for choice in generation._choices)] if held is not None)

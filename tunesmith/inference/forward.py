@@ -53,6 +53,6 @@ class Runner(Protocol):
         """Hold at most `num_tokens` besides the sequences under way."""
 
 
-def failure(error: RuntimeError) -> TunesmithError:
+def failure(error: Exception) -> TunesmithError:
     """Return torch's error, out of memory above all, in words for who asked."""
     return TunesmithError(f"The model could not go on with this request: {error}")

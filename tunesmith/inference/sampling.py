@@ -39,7 +39,8 @@ def draw(logits_V: Tensor, sampling: Sampling, counts: Counter[int], random: np.
         raise _nonsense()
     if sampling.temperature == 0 or sampling.top_p == 0:
         return int(likeliest)
-    probs_C = torch.softmax(logits_V.double() / sampling.temperature, dim=-1)
+    # Less the highest first: what a tiny temperature divides must not overflow.
+    probs_C = torch.softmax((logits_V.double() - highest) / sampling.temperature, dim=-1)
     ids_C: Tensor | None = None
     if sampling.top_p < 1:
         # What is left out here has less than 1 - top_p together: top_p is reached without it, and sorting all would take milliseconds.

@@ -337,7 +337,7 @@ class _Run:
         moments = load_file(directory / checkpoints.OPTIMIZER, device=self.device)
         for name, parameter in self.parameters.items():
             self.optimizer.state[parameter] = {
-                key: moments[f"{name}.{key}"].to("cpu" if key == "step" else self.device)
+                key: moments[f"{name}.{key}"]  # `step` too lies on the device: the fused update reads it there
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"{name}.{key}" in moments
             }

@@ -157,19 +157,25 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 def save_adapter(model: nn.Module, spec: ResolvedSpec, directory: Path) -> None:
     """Write the adapter in PEFT's format, which PEFT, transformers and vLLM load."""
     tensors: dict[str, Tensor] = {}
-    leaves: set[str] = set()
     for name, layer in lora_layers(model):
         tensors[f"{_PEFT_PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach().cpu().contiguous()
         tensors[f"{_PEFT_PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach().cpu().contiguous()
-        leaves.add(name.rpartition(".")[2])
     save_file(tensors, directory / ADAPTER_FILE, metadata={"format": "pt"})
     alpha = int(spec.lora_alpha) if spec.lora_alpha == int(spec.lora_alpha) else spec.lora_alpha
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": spec.model, "inference_mode": True,
-        "r": spec.lora_rank, "lora_alpha": alpha, "lora_dropout": spec.lora_dropout, "target_modules": sorted(leaves),
+        "r": spec.lora_rank, "lora_alpha": alpha, "lora_dropout": spec.lora_dropout, "target_modules": _target_modules(model),
         "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True, "use_rslora": False, "use_dora": False,
     }  # fmt: skip
     (directory / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _target_modules(model: nn.Module) -> list[str]:
+    """Return the names by which PEFT finds the layers: the last parts, if no other module has one of them, else whole paths."""
+    paths = {name for name, _ in lora_layers(model)}
+    leaves = {path.rpartition(".")[2] for path in paths}
+    meant = {name for name, module in model.named_modules() if name.rpartition(".")[2] in leaves}
+    return sorted(leaves if meant == paths else paths)
 
 
 def load_adapter(model: nn.Module, directory: Path) -> None:

@@ -42,18 +42,22 @@ class Loss(NamedTuple):
 
 def target_loss(x_NI: Tensor, targets_N: Tensor, head: Head, weight: float) -> Loss:
     """Return the loss for the features at the places that predict `targets_N`; hits are where the arg-max is the target."""
-    return Loss(*_TargetLoss.apply(x_NI, targets_N, head, weight, head.weight_VI))
+    return Loss(*_TargetLoss.apply(x_NI, targets_N, head, weight, torch.is_grad_enabled(), head.weight_VI, head.bias_V))
 
 
 class _TargetLoss(Function):
     @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, targets_N: Tensor, head: Head, weight: float, weight_VI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x_NI: Tensor, targets_N: Tensor, head: Head, weight: float, wanted: bool, weight_VI: Tensor, bias_V: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         wide = torch.promote_types(x_NI.dtype, torch.float32)
         nll_N = x_NI.new_empty(len(x_NI), dtype=wide)
         hits_N = torch.empty(len(x_NI), dtype=torch.bool, device=x_NI.device)
-        needs_x, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
+        # Whether a gradient is needed says nothing of whether gradients are being computed: `wanted` does.
+        needs_x, needs_weight, needs_bias = (wanted and ctx.needs_input_grad[place] for place in (0, 5, 6))
         dx_NI = torch.empty_like(x_NI) if needs_x else None
         dweight_VI = torch.zeros_like(weight_VI, dtype=wide) if needs_weight else None
+        dbias_V = torch.zeros_like(bias_V, dtype=wide) if needs_bias and bias_V is not None else None
         buffer_NV = x_NI.new_empty(min(len(x_NI), _PIECE), len(weight_VI))
         for start in range(0, len(x_NI), _PIECE):
             piece = slice(start, start + _PIECE)
@@ -64,19 +68,21 @@ class _TargetLoss(Function):
                 if head.bias_V is not None:
                     strip += head.bias_V
                 nll_N[rows], hits_N[rows] = head.kernels.cross_entropy(
-                    strip, targets_N[rows], head.softcap, gradient=needs_x or needs_weight
+                    strip, targets_N[rows], head.softcap, gradient=needs_x or needs_weight or needs_bias
                 )
             if dx_NI is not None:
                 torch.mm(logits_NV, weight_VI, out=dx_NI[piece])
             if dweight_VI is not None:
                 dweight_VI += logits_NV.t() @ x_NI[piece]
-        ctx.gradients, ctx.dtype = (dx_NI, dweight_VI, weight), x_NI.dtype
+            if dbias_V is not None:
+                dbias_V += logits_NV.sum(0, dtype=wide)
+        ctx.gradients, ctx.dtype = (dx_NI, dweight_VI, dbias_V, weight), x_NI.dtype
         ctx.mark_non_differentiable(nll_N, hits_N)
         return nll_N.sum() * weight, nll_N, hits_N
 
     @staticmethod
     def backward(ctx: Any, dtotal: Tensor, *_: Tensor) -> Any:
-        dx_NI, dweight_VI, weight = ctx.gradients
+        *gradients, weight = ctx.gradients
         scale = dtotal * weight
-        dx_NI = None if dx_NI is None else dx_NI * scale.to(dx_NI.dtype)
-        return dx_NI, None, None, None, None if dweight_VI is None else (dweight_VI * scale).to(ctx.dtype)
+        dx_NI, dweight_VI, dbias_V = (None if gradient is None else (gradient * scale).to(ctx.dtype) for gradient in gradients)
+        return dx_NI, None, None, None, None, dweight_VI, dbias_V

@@ -25,7 +25,7 @@ _USABLE = 0.85  # of the memory that is free; others on this machine need some t
 #: Measured on SmolLM2-135M with 512 to 4,096 tokens; `plain` is like `modules`.
 _SETTLING = {"decoder": 130e6, "modules": 350e6, "plain": 350e6}
 _PASSING = 4  # tensors as wide as the widest layer's input and output
-_SPREAD = {"decoder": 1.0, "modules": 1.35, "plain": 1.35}
+_SPREAD = {"decoder": 1.0, "modules": 1.35, "plain": 1.75}
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ def estimates(network: Network) -> tuple[Estimate, Estimate]:
     now = in_use(network.plan.device)
     network.recompute = False
     whole = _estimate(network, now)
+    if network.path == "plain":  # computes nothing twice
+        return whole, whole
     network.recompute = True
     inputs = _estimate(network, now)
     network.recompute = False
@@ -57,10 +59,11 @@ def _estimate(network: Network, now: float) -> Estimate:
     trained = [parameter for parameter in network.model.parameters() if parameter.requires_grad]
     # A gradient and Adam's two moments each.
     fixed = 3.0 * sum(parameter.nbytes for parameter in trained) + (_SETTLING[network.path] if network.plan.device == "cpu" else 0)
-    short, long = (_kept(network, tokens) for tokens in (128, 256))
+    most = min(256, getattr(network.model.config.get_text_config(), "max_position_embeddings", None) or 256)  # type: ignore[union-attr, operator]
+    short, long = (_kept(network, tokens) for tokens in (most // 2, most))
     size = network.head.weight_VI.element_size()
     passing = max((group.num_in + group.num_out for group in network.groups), default=network.head.weight_VI.shape[1] * 8)
-    per_token = (long - short) / 128 + _PASSING * passing * size
+    per_token = (long - short) / (most - most // 2) + _PASSING * passing * size
     return Estimate(now, fixed + network.head.piece_bytes(), per_token * _SPREAD[network.path])
 
 

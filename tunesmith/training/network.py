@@ -46,7 +46,7 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, spec: ResolvedSpec, plan: ExecutionPlan) -> None:
-        self.model, self.plan = model, plan
+        self.model, self.plan, self._longest = model, plan, spec.max_length
         self.kernels = selection.by_name(plan.kernels)
         self.masks = dropout.Masks(spec.lora_dropout if spec.tuning == "lora" else 0.0, spec.seed)
         self.notice: str | None = None
@@ -114,8 +114,12 @@ class Network:
             try:
                 features = {"decoder": self._decoder, "modules": self._modules, "plain": self._plain}[path]()
                 self.path = path
+                if path != "plain" and self._turns_with_length():
+                    raise ValueError("its positions depend on the longest example beside")
                 with torch.no_grad():
                     found_NV = torch.cat([self._logits(features(batch)) for batch in self.micro_batches(probe, 1024)])
+                if path == "modules":
+                    modules.check_calls(self.model.config.get_text_config())  # type: ignore[union-attr, operator]
                 apart = float((found_NV - expected_NV).norm() / expected_NV.norm())
                 # A model that computes NaN untouched is broken, whichever way; the first step says so.
                 if apart <= _AGREEMENT[self.head.weight_VI.dtype] or not bool(expected_NV.isfinite().all()):
@@ -126,6 +130,17 @@ class Network:
             self.notice = f"The {path!r} path does not compute what this model does ({why}); a slower one is taken."
         kind = type(self.model).__name__
         raise InvalidRequest(f"{kind} cannot be trained: its output is not its last hidden state times its output embeddings ({why}).")
+
+    def _turns_with_length(self) -> bool:
+        """Whether rotary embeddings differ with the longest of the examples computed together: some do, beyond their original length."""
+        for module in self.model.modules():
+            kind = str(getattr(module, "rope_type", ""))
+            if "dynamic" in kind or "longrope" in kind:
+                config: Any = module.config
+                original = (getattr(config, "rope_parameters", None) or {}).get("original_max_position_embeddings")
+                if self._longest > (original or config.max_position_embeddings):
+                    return True
+        return False
 
     def _scaled(self, x_NI: Tensor) -> Tensor:
         return x_NI if self._multiplier == 1 else x_NI * self._multiplier

@@ -289,7 +289,7 @@ class Attempt:
 
     def _halve_budget(self) -> bool:
         """After the kernel killed the trainer for its memory: have the next attempt take less; return whether it can."""
-        done = max((point.step for point in self._stored_points()), default=0)
+        done = max((point.step for point in self._stored_points()), default=-1)
         plan = self.spec.plan and self.spec.plan.halved(done + 1)
         if not plan:
             return False
