@@ -25,6 +25,8 @@ ROOMS: dict[str, set[str]] = {
     "progress": set(),
     "settings": {"errors"},
     "domain": {"errors"},
+    "diagnosis": {"domain", "errors"},
+    "logs": {"diagnosis", "domain", "errors"},
     "store": {"domain", "errors"},
     "training": {"domain", "errors", "processes", "hardware"},
     "inference": {"domain", "errors", "processes", "hardware", "training.model"},
