@@ -5,9 +5,11 @@ The codes are in docs/diagnosis.md, one section each: how it looks, what it mean
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from tunesmith.domain.jobs import Event, Level
 
 Severity = Literal["info", "warning", "critical"]
 SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "info")
@@ -65,6 +67,12 @@ class Finding:
         """Return it as JSON has it."""
         return asdict(self) | {"steps": list(self.steps) if self.steps else None, "changes": [asdict(change) for change in self.changes]}
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Finding:
+        """Return the finding that `to_dict` wrote."""
+        steps = tuple(data["steps"]) if data["steps"] else None
+        return cls(**{**data, "steps": steps, "changes": tuple(Change(**change) for change in data["changes"])})
+
 
 @dataclass(frozen=True)
 class CheckpointChoice:
@@ -99,6 +107,18 @@ class Diagnosis:
 def ordered(findings: list[Finding]) -> list[Finding]:
     """Return findings with the gravest first, then the surest."""
     return sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), -finding.confidence))
+
+
+def data_events(findings: Iterable[Finding]) -> list[Event]:
+    """Return what is said of a job's or a run's data: an event for each finding, a warning where it is more than info."""
+    events: dict[str, Event] = {}
+    for finding in findings:
+        key = f"data:{finding.code}"
+        if key in events:  # a code that stands for several things has a finding for each kind
+            key += f":{finding.evidence.get('kind')}"
+        level: Level = "info" if finding.severity == "info" else "warn"
+        events[key] = Event(f"{finding.message} {finding.advice}", key=key, level=level)
+    return list(events.values())
 
 
 def _short(value: float | int | str | None) -> str:

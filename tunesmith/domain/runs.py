@@ -191,3 +191,20 @@ class RunSink(Protocol):
 
     def request(self) -> jobs.Request:
         """Say whether to go on; asked at each micro-batch."""
+
+
+def difference(before: Any, here: Any) -> str | None:
+    """Say what differs between two runs' specs, digests of data included; of a file its content counts, not its path. None if nothing."""
+    before, here = _comparable(before), _comparable(here)
+    if before == here:
+        return None
+    if isinstance(before, dict) and isinstance(here, dict):
+        keys = sorted(key for key in before.keys() | here.keys() if before.get(key) != here.get(key))
+        return ", ".join(f"{key} {before.get(key, 'default')!r} there, {here.get(key, 'default')!r} asked" for key in keys)
+    return f"{before!r} there, {here!r} asked"
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _comparable(item) for key, item in value.items() if key != "path"}
+    return value
