@@ -31,7 +31,9 @@ class Condition:
 
 
 def _conditions() -> list[Condition]:
-    plain = {"n_epochs": 3, "batch_size": 8}
+    plain: dict[str, Any] = {"n_epochs": 3, "batch_size": 8}
+    fast = {"n_epochs": 4, "batch_size": 8, "learning_rate_multiplier": 3}
+    long = {"n_epochs": 14, "batch_size": 8, "select_by": "full_valid_loss"}
     healthy = [
         Condition("plain-100", HEALTHY, num_training=100, asked={"n_epochs": 4, "batch_size": 8}, seeds=6),
         Condition("plain-200", HEALTHY, asked=plain, seeds=8),
@@ -53,21 +55,24 @@ def _conditions() -> list[Condition]:
         Condition("noise-40", "training_data clean", "plain-200", answer_noise=0.4, asked=plain),
         Condition(
             "leak", "validation_data clean", "chosen-100", num_training=100, leaked=0.5,
-            asked={"n_epochs": 14, "batch_size": 8, "select_by": "full_valid_loss"}, seeds=6,
+            asked=long, seeds=6,
         ),
         Condition(
             "validation-8", "validation_data more", "patient-200", num_validation=8,
             asked=plain | {"n_epochs": 4, "early_stopping_patience": 1}, seeds=6,
         ),
-        Condition("batch-1", "batch_size up", "batch-8-fast", num_training=60, asked={"n_epochs": 4, "batch_size": 1, "learning_rate_multiplier": 3}, seeds=6),
+        Condition("batch-1", "batch_size up", "batch-8-fast", num_training=60, asked=fast | {"batch_size": 1}, seeds=6),
         Condition("batch-64", "batch_size down", "plain-200", asked={"n_epochs": 3, "batch_size": 64}, seeds=6),
-        Condition("prompt-in-loss", "prompt_in_loss off", "plain-100", num_training=100, prompt_in_loss=True, asked={"n_epochs": 4, "batch_size": 8}, seeds=6),
+        Condition(
+            "prompt-in-loss", "prompt_in_loss off", "plain-100", num_training=100, prompt_in_loss=True,
+            asked=plain | {"n_epochs": 4}, seeds=6,
+        ),
         Condition("dropout-0.9", "lora_dropout down", "plain-200", asked=plain | {"lora_dropout": 0.9}),
     ]  # fmt: skip
     twins = [
-        Condition("chosen-100", "n_epochs down", "plain-100", num_training=100, asked={"n_epochs": 14, "batch_size": 8, "select_by": "full_valid_loss"}, seeds=6),
+        Condition("chosen-100", "n_epochs down", "plain-100", num_training=100, asked=long, seeds=6),
         Condition("patient-200", HEALTHY, asked=plain | {"n_epochs": 4, "early_stopping_patience": 1}, seeds=6),
-        Condition("batch-8-fast", HEALTHY, num_training=60, asked={"n_epochs": 4, "batch_size": 8, "learning_rate_multiplier": 3}, seeds=6),
+        Condition("batch-8-fast", HEALTHY, num_training=60, asked=fast, seeds=6),
     ]  # fmt: skip
     return [*healthy, *twins, *faulty]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import desk
+import torch
 from conditions import CONDITIONS, Condition
 
 import tunesmith
@@ -92,14 +93,23 @@ def files(condition: Condition, seed: int) -> dict[str, list[desk.Row]]:
 def make(condition: Condition, seed: int, rows: dict[str, list[desk.Row]] | None = None, asked: dict[str, Any] | None = None) -> Record:
     """Train and score one run; `rows` and `asked` stand in for the condition's own."""
     rows = rows or files(condition, seed)
-    hyperparameters = {"seed": 1000 + seed, "n_steps": None, "accumulation_steps": 1, "training_split": None, **_rates(), **(asked or condition.asked)}
+    hyperparameters = {
+        "seed": 1000 + seed,
+        "n_steps": None,
+        "accumulation_steps": 1,
+        "training_split": None,
+        **_rates(),
+        **(asked or condition.asked),
+    }
     with tempfile.TemporaryDirectory() as folder:
         paths = {role: Path(folder) / f"{role}.jsonl" for role in rows}
         for role, path in paths.items():
             path.write_text("".join(json.dumps(row) + "\n" for row in rows[role]))
         diverged = None
         try:
-            run = tunesmith.train(paths["training"], valid=paths["validation"], model=_MODEL, output=Path(folder) / "run", **hyperparameters)
+            run = tunesmith.train(
+                paths["training"], valid=paths["validation"], model=_MODEL, output=Path(folder) / "run", **hyperparameters
+            )
         except TrainingFailed as failed:
             diverged, run = str(failed), tunesmith.Run(Path(folder) / "run")
         record: Record = {
@@ -111,7 +121,11 @@ def make(condition: Condition, seed: int, rows: dict[str, list[desk.Row]] | None
         for role in ("test", "training"):
             examples = data.load(paths[role], tokenizer, _LENGTH).examples
             scored = evaluation.evaluate(network, examples, 4096)
-            record[role] = {"nll": [round(float(nll), 3) for nll in scored.nll_E], "num_targets": [e.num_targets for e in examples], "accuracy": scored.accuracy}
+            record[role] = {
+                "nll": [round(float(nll), 3) for nll in scored.nll_E],
+                "num_targets": [e.num_targets for e in examples],
+                "accuracy": scored.accuracy,
+            }
     return record
 
 
@@ -124,21 +138,17 @@ def _load(run: tunesmith.Run, is_base: bool) -> tuple[Network, Any]:
     spec = ResolvedSpec.from_dict(run.spec["resolved"])
     assert spec.plan is not None
     base = bases.ready(Settings.load(), _MODEL).directory
-    network = Network(model.load_base(base, _dtype(spec.plan.dtype), "cpu"), spec, spec.plan)
+    network = Network(model.load_base(base, getattr(torch, spec.plan.dtype), "cpu"), spec, spec.plan)
     if not is_base:
         lora.load_adapter(network.model, run.model_directories()[1])  # type: ignore[arg-type]
     return network, model.load_tokenizer(base)
 
 
-def _dtype(name: str) -> Any:
-    import torch
-
-    return getattr(torch, name)
-
-
 def _short(point: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in point.items() if key not in ("tokens_per_second", "total_steps")}
-    return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in kept.items()} | {"total_steps": point["total_steps"]}
+    return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in kept.items()} | {
+        "total_steps": point["total_steps"]
+    }
 
 
 def pairs(records: Sequence[Record]) -> Iterator[tuple[Record, Record]]:

@@ -25,7 +25,6 @@ ROOMS: dict[str, set[str]] = {
     "progress": set(),
     "settings": {"errors"},
     "domain": {"errors"},
-    "diagnosis": {"domain", "errors"},
     "logs": {"diagnosis", "domain", "errors"},
     "store": {"domain", "errors"},
     "diagnosis": {"domain"},
@@ -51,7 +50,21 @@ ROOMS: dict[str, set[str]] = {
     "conversation": {"run", "services", "store", "inference.chat", "settings", "errors"},
     "doctor": {"store", "domain", "training.plan", "settings", "errors"},
     "demo": {"domain", "plots", "processes", "progress", "errors"},
-    "cli": {"domain", "errors", "server", "worker", "run", "progress", "conversation", "doctor", "demo", "processes", "settings"},
+    "cli": {
+        "domain",
+        "errors",
+        "server",
+        "worker",
+        "run",
+        "progress",
+        "conversation",
+        "doctor",
+        "demo",
+        "processes",
+        "settings",
+        "logs",
+        "diagnosis",
+    },
     "": {"run", "errors"},  # the package itself: its public names
 }
 #: Library -> the only places that may import it.
@@ -72,7 +85,19 @@ HOMES: dict[str, set[str]] = {
 TORCH_FREE = {"training", "training.defaults", "training.checkpoints", "inference", "inference.backend", "inference.requests"}
 #: What may be imported inside a function, so that `tunesmith --help` and `import tunesmith` stay quick.
 LATE = {
-    "cli": {"server", "settings", "processes", "worker.worker", "progress", "run", "conversation", "doctor", "demo"},
+    "cli": {
+        "server",
+        "settings",
+        "processes",
+        "worker.worker",
+        "progress",
+        "run",
+        "conversation",
+        "doctor",
+        "demo",
+        "logs",
+        "diagnosis.report",
+    },
     "run": {"plots", "inference.chat", "training.loop"},
     "conversation": {"inference.chat"},
     "doctor": {"training.plan"},

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from tunesmith.domain.findings import Change, Finding
 from tunesmith.diagnosis.history import History
+from tunesmith.domain.findings import Change, Finding
 
 #: A learning rate is changed by about half a power of ten: less would hardly be seen, more may jump over what is good.
 RATE_STEP = math.sqrt(10)
@@ -141,7 +141,7 @@ def short(number: float) -> float:
 
 def _number(history: History, name: str, default: float) -> float:
     given = history.hyperparameters.get(name)
-    return default if given in (None, "auto") else float(given)  # type: ignore[arg-type]
+    return default if given in (None, "auto") else float(given)
 
 
 def _whole(number: float | None) -> float | int | None:

@@ -33,8 +33,8 @@ def choose(view: View, findings: list[Finding]) -> CheckpointChoice | None:
         return CheckpointChoice(step, "the validation loss was least there, and the answers got no better after it", _score(view, step))
     if found := codes.get("over_confidence"):
         reason = (
-            f"the answers are at least as good as earlier ones; for probabilities take step {_nearest(steps, float(found.evidence['best_step']))} "
-            "instead, where the validation loss was least"
+            "the answers are at least as good as earlier ones; for probabilities take step "
+            f"{_nearest(steps, float(found.evidence['best_step']))} instead, where the validation loss was least"
         )
         return CheckpointChoice(last, reason, _score(view, last))
     return CheckpointChoice(last, "nothing earlier was better beyond noise", _score(view, last))

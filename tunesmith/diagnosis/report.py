@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from tunesmith.diagnosis import advice, checkpoint, words
@@ -42,6 +43,25 @@ def diagnose(history: History) -> Diagnosis:
     )
 
 
+def text(found: Diagnosis) -> str:
+    """Return a diagnosis as plain text."""
+    lines = [found.verdict, ""]
+    for finding in found.findings:
+        where = f", steps {finding.steps[0]} to {finding.steps[1]}" if finding.steps else ""
+        lines.append(f"{finding.severity}: {finding.code} (confidence {finding.confidence:.0%}{where})")
+        lines += [f"  {finding.message}", f"  {finding.advice}", *(f"  - {change.words()}" for change in finding.changes), ""]
+    if found.checkpoint:
+        lines.append(f"Checkpoint: step {found.checkpoint.step}, because {found.checkpoint.reason}.")
+        if score := found.checkpoint.score:
+            lines.append(
+                f"  Expect {words.called(str(score['name']))} {score['value']:.3g} ({score['low']:.3g} to {score['high']:.3g}) of it."
+            )
+    lines += [f"Next run: {json.dumps(found.next_hyperparameters)}", ""]
+    lines += [f"{name.replace('_', ' ').capitalize()}: {said}" for name, said in found.plots.items() if name != "overall"]
+    lines += ["", found.reading, "", "What these curves cannot tell:", *(f"- {what}" for what in found.cannot_tell)]
+    return "\n".join(lines)
+
+
 def settled(found: Sequence[Finding]) -> list[Finding]:
     """Return findings in order of gravity, each code once, without those that a graver one explains."""
     kept: list[Finding] = []
@@ -64,7 +84,7 @@ def _verdict(view: View, findings: Sequence[Finding]) -> str:
     name, metric = view.metric
     said = f"The run is sound: the validation loss went from {view.loss.values[0]:.3g} to {view.loss.values[-1]:.3g}"
     if name:
-        said += f", {'F1' if name == 'f1' else 'accuracy' if name == 'accuracy' else 'token accuracy'} from {metric.values[0]:.3g} to {metric.values[-1]:.3g}"
+        said += f", {words.called(name)} from {metric.values[0]:.3g} to {metric.values[-1]:.3g}"
     return said + "."
 
 

@@ -7,12 +7,12 @@ that decide stand in `Limits`, with the data that set them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from tunesmith.diagnosis import advice
+from tunesmith.diagnosis import advice, words
 from tunesmith.diagnosis import series as stats
 from tunesmith.diagnosis.view import View
 from tunesmith.domain.findings import Change, Finding, Severity
@@ -113,7 +113,7 @@ def slow_learning(view: View) -> Finding | None:
         return None
     fall = max(1 - end / start, view.progress)
     is_slow_rate = ratio is not None and ratio <= LIMITS.slow_rate
-    change_per_step, surely = stats.slope(view.train)
+    _, surely = stats.slope(view.train)
     if not (is_slow_rate and fall < 2 * LIMITS.slow) and not (ratio is None and LIMITS.learnt < fall < LIMITS.slow / 2 and surely < -3):
         return None
     number = f"the loss fell by only {fall:.0%} in {view.history.last_step} updates"
@@ -134,7 +134,7 @@ def overfitting(view: View) -> Finding | None:
     if at_best is not None and train_now > 1.1 * at_best:
         return None  # both rise: that is divergence
     step = int(view.loss.steps[view.best])
-    name, metric = view.metric
+    name, _ = view.metric
     kept = _metric_kept(view, step)
     numbers = {"best_step": step, "best_loss": float(view.smooth[view.best]), "last_loss": float(view.smooth[-1]), "rise": view.rise}
     seen = f"the {_which(view)} loss was best at step {step} ({numbers['best_loss']:.3g}) and ended {view.rise:.0%} higher"
@@ -142,7 +142,7 @@ def overfitting(view: View) -> Finding | None:
         numbers |= {f"{name}_at_best": kept[0], f"{name}_last": kept[1]}
         return _finding(
             "over_confidence", "warning", 0.75, (step, view.history.last_step), numbers,
-            f"Over-confidence: {seen}, while {_words(name)} held ({kept[0]:.3g} → {kept[1]:.3g}): not the answers got worse, but the "
+            f"Over-confidence: {seen}, while {words.called(name)} held ({kept[0]:.3g} → {kept[1]:.3g}): not the answers got worse, but the "
             "probabilities.",
             "For exact answers keep the last checkpoint; where probabilities count, train less or with more dropout.",
             advice.fewer_epochs(view.history, step, seen),
@@ -161,7 +161,7 @@ def _metric_kept(view: View, step: float) -> tuple[float, float] | None:
     if then is None or not len(metric):
         return None
     now = float(metric.values[-3:].mean()) if len(metric) > 12 else float(metric.values[-1])
-    error = max(stats.noise(metric.values), _binomial_error(view, now) / 3)
+    error = max(stats.noise(metric.after(0).values), _binomial_error(view, now) / 3)
     return (then, now) if now >= then - error else None
 
 
@@ -189,7 +189,11 @@ def still_improving(view: View) -> Finding | None:
     by_valid = valid_share is not None and valid_share > LIMITS.still_valid and view.best == len(view.loss) - 1
     if not (by_train or by_valid) or view.rise > 0.01:
         return None
-    numbers = {"share_of_fall_in_last_quarter": share, "share_of_fall_since_last_evaluation": valid_share, "updates": view.history.last_step}
+    numbers = {
+        "share_of_fall_in_last_quarter": share,
+        "share_of_fall_since_last_evaluation": valid_share,
+        "updates": view.history.last_step,
+    }
     seen = f"of the training loss's whole fall, {share:.0%} came in the last quarter of {view.history.last_step} updates"
     batch, steps = advice.rows_per_update(view.history), advice.per_epoch(view.history)
     if steps is not None and steps < 8 and batch >= 32:
@@ -225,7 +229,8 @@ def no_learning(view: View) -> Finding | None:
         return None
     start, end = view.train_ends
     return _finding(
-        "no_learning", "critical", 0.85, (0, view.history.last_step), {"base_loss": view.base, "least_loss": least, "standard_error": error},
+        "no_learning", "critical", 0.85, (0, view.history.last_step),
+        {"base_loss": view.base, "least_loss": least, "standard_error": error},
         f"The validation loss never got below the base model's {view.base:.3g} by more than noise (least {least:.3g})"
         + (f", though the training loss fell from {start:.3g} to {end:.3g}." if end < 0.9 * start else "."),
         "Check that the validation rows ask for the same thing as the training rows, and that answers are what is learnt.", None,
@@ -268,9 +273,40 @@ def noisy_training(view: View) -> Finding | None:
     if batch is None or batch > 2 or relative < 0.15:
         return None
     return _finding(
-        "noisy_training", "warning", 0.75, (int(view.train.steps[0]), int(view.train.steps[-1])), {"batch_size": batch, "relative_noise": relative},
+        "noisy_training", "warning", 0.75, (int(view.train.steps[0]), int(view.train.steps[-1])),
+        {"batch_size": batch, "relative_noise": relative},
         f"With {batch} row{'s' if batch > 1 else ''} an update the training loss jumps by {relative:.0%} from step to step.",
         "Make larger batches.", advice.larger_batch(view.history, f"{batch} row{'s' if batch > 1 else ''} an update are mostly noise"),
+    )  # fmt: skip
+
+
+def constant_metric(view: View) -> Finding | None:
+    """A score is the same at every evaluation: the majority class, a parser that finds nothing, or a task that is done."""
+    for name in ("f1", "accuracy", "full_valid_accuracy"):
+        score = view.history[name].after(0)
+        if len(score) >= 3 and np.ptp(score.values) == 0:
+            break
+    else:
+        return None
+    value, count = float(score.values[0]), len(score)
+    rising = len(view.train) >= 3 and view.train.values[-1] > 1.1 * view.train.values[0] and stats.slope(view.train)[0] > 0
+    numbers = {name: value, "evaluations": count, "train_loss_first": float(view.train.values[0]) if len(view.train) else None,
+               "train_loss_last": float(view.train.values[-1]) if len(view.train) else None}  # fmt: skip
+    seen = f"{words.called(name)} is exactly {value:.4g} at all {count} evaluations"
+    meaning = "the model gives the same answers throughout, the most frequent class most likely"
+    if rising:
+        return _finding(
+            "constant_metric", "critical", 0.9, (int(score.steps[0]), int(score.steps[-1])), numbers,
+            f"The run is not learning: {seen} while the training loss rises from {view.train.values[0]:.3g} to "
+            f"{view.train.values[-1]:.3g}; {meaning}.",
+            "Lower the learning rate and make larger batches; look at precision, recall and F1 of each class.",
+            advice.rate(view.history, 0.3, f"the training loss rises and {seen}"),
+        )  # fmt: skip
+    return _finding(
+        "constant_metric", "warning", 0.7, (int(score.steps[0]), int(score.steps[-1])), numbers,
+        f"{seen[0].upper() + seen[1:]}: {meaning}, or the score measures something else (an average that is only accuracy, a parser that "
+        "finds nothing), or the task was done from the start.",
+        "Look at precision, recall and F1 of each class, and at some answers, before this score is believed.", None,
     )  # fmt: skip
 
 
@@ -288,8 +324,8 @@ def strong_dropout(view: View) -> Finding | None:
 
 
 def _finding(
-    code: str, severity: Severity, confidence: float, steps: tuple[int, int] | None, evidence: dict[str, object], message: str, hint: str,
-    change: Change | None,
+    code: str, severity: Severity, confidence: float, steps: tuple[int, int] | None, evidence: Mapping[str, object],
+    message: str, hint: str, change: Change | None,
 ) -> Finding:  # fmt: skip
     numbers = {key: _rounded(value) for key, value in evidence.items() if value is not None}
     return Finding(code, severity, confidence, message, hint, numbers, steps, (change,) if change else ())
@@ -303,11 +339,7 @@ def _which(view: View) -> str:
     return "full validation" if view.is_full else "validation"
 
 
-def _words(name: str) -> str:
-    return {"f1": "F1", "accuracy": "accuracy"}.get(name, "token accuracy")
-
-
 RULES: tuple[Rule, ...] = (
     non_finite, divergence, too_fast, slow_learning, overfitting, still_improving, no_learning, inconsistent_answers, noisy_training,
-    strong_dropout,
+    constant_metric, strong_dropout,
 )  # fmt: skip

@@ -17,7 +17,7 @@ _FLOOR = 1e-3
 
 @dataclass(frozen=True)
 class View:
-    """A history with the figures that rules share. `loss` is the validation series to follow: the full one where there are two points of it."""
+    """A history with the figures that rules share."""
 
     history: History
 
@@ -61,7 +61,8 @@ class View:
         """The noise of one value of `smooth`: of the paired difference of its last two full evaluations, else of the series itself."""
         if self.is_full and len(self.loss) < 12 and (paired := self.paired_error(-2, -1)) is not None:
             return paired / math.sqrt(2)
-        return stats.smoothed_noise(self.loss.values)
+        # Without the base model's: the first fall is no noise.
+        return stats.smoothed_noise(self.loss.after(0).values)
 
     @cached_property
     def best(self) -> int:

@@ -48,20 +48,31 @@ def reading(view: View, findings: Sequence[Finding]) -> str:
     gain = float(np.mean(score[-2:]) - score[0]) if len(score) else 0.0
     slack = max(2 * stats.noise(score), 0.005)
     codes = {finding.code for finding in findings}
-    called = "F1" if name == "f1" else "accuracy" if name == "accuracy" else "token accuracy"
+    score_name = called(name)
     if "over_confidence" in codes or (view.rise > 0.045 and gain >= -slack):
-        seen = f"The validation loss rose from its least while {called} held or rose: over-confidence. The answers did not get worse, the probabilities did."
+        seen = (
+            f"The validation loss rose from its least while {score_name} held or rose: over-confidence. The answers did not get worse, the "
+            "probabilities did."
+        )
     elif view.rise > 0.045:
-        seen = f"The validation loss rose from its least and {called} fell: both say that the run went on too long."
+        seen = f"The validation loss rose from its least and {score_name} fell: both say that the run went on too long."
     elif change < -0.02 and gain > slack:
-        seen = f"Loss and {called} agree: the validation loss fell and {called} rose."
+        seen = f"Loss and {score_name} agree: the validation loss fell and {score_name} rose."
     elif change < -0.02:
-        seen = f"The validation loss still fell while {called} stood: the model grows surer of what it already answered."
+        seen = f"The validation loss still fell while {score_name} stood: the model grows surer of what it already answered."
     elif gain > slack:
-        seen = f"{called.capitalize()} rose while the loss stalled: more answers are right by a small margin, and wrong ones are wrong with more confidence."
+        seen = (
+            f"{score_name[0].upper() + score_name[1:]} rose while the loss stalled: more answers are right by a small margin, and wrong "
+            "ones are wrong with more confidence."
+        )
     else:
-        seen = f"Loss and {called} both stand still after the first evaluation."
+        seen = f"Loss and {score_name} both stand still after the first evaluation."
     return f"{seen} {RULE} {_WHY_NOT_ALONE}"
+
+
+def called(name: str) -> str:
+    """Return a metric's name as people say it."""
+    return {"f1": "F1", "accuracy": "accuracy"}.get(name, "token accuracy")
 
 
 def _plot(view: View, lines: Sequence[tuple[str, str]]) -> str:

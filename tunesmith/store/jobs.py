@@ -26,7 +26,6 @@ from tunesmith.store.pages import Page as Page
 from tunesmith.store.pages import fetch
 
 _jobs, _events, _metrics, _checkpoints = schema.jobs, schema.events, schema.metrics, schema.checkpoints
-_row_losses, _diagnoses = schema.row_losses, schema.diagnoses
 
 #: What `move` may set besides the status.
 _CHANGES = frozenset({"seed", "resolved", "data_findings", "crashes", "error"}) | {
@@ -133,23 +132,6 @@ def metrics_after(db: Database, job_id: str, seq: int = 0, limit: int = 1000) ->
     return db.read(lambda conn: [MetricRow(*row) for row in conn.execute(query.limit(limit))])
 
 
-def row_losses(db: Database, job_id: str) -> list[Mapping[str, Any]]:
-    """Return `RowLosses.to_dict()` of each full evaluation, oldest first."""
-    query = select(_row_losses.c.data).where(_row_losses.c.job_id == job_id).order_by(_row_losses.c.step)
-    return db.read(lambda conn: list(conn.execute(query).scalars()))
-
-
-def diagnosis(db: Database, job_id: str) -> Mapping[str, Any] | None:
-    """Return the newest `Diagnosis.to_dict()`, or None before the first. Raises: JobNotFound."""
-
-    def read(conn: Connection) -> Mapping[str, Any] | None:
-        _get(conn, job_id)
-        found: Mapping[str, Any] | None = conn.execute(select(_diagnoses.c.data).where(_diagnoses.c.job_id == job_id)).scalar_one_or_none()
-        return found
-
-    return db.read(read)
-
-
 # --- what clients ask ---
 
 
@@ -224,29 +206,6 @@ def request_resume(db: Database, job_id: str) -> Job:
 def record(db: Database, job_id: str, fence: int, *, events: Sequence[Event] = (), points: Sequence[MetricPoint] = ()) -> Job:
     """Store events and metrics, and return the job with its last number. Raises: LeaseLost."""
     return db.write(lambda conn: _say(conn, held(conn, job_id, fence), events, points))
-
-
-def record_row_losses(db: Database, job_id: str, fence: int, data: Mapping[str, Any]) -> None:
-    """Store `RowLosses.to_dict()` of a full evaluation; what a resumed attempt says again replaces it. Raises: LeaseLost."""
-
-    _replace(db, _row_losses, job_id, fence, data, step=data["step"])
-
-
-def record_diagnosis(db: Database, job_id: str, fence: int, data: Mapping[str, Any]) -> None:
-    """Store `Diagnosis.to_dict()` in place of the one before. Raises: LeaseLost."""
-    _replace(db, _diagnoses, job_id, fence, data)
-
-
-def _replace(db: Database, table: Table, job_id: str, fence: int, data: Mapping[str, Any], **key: int) -> None:
-    """Write the row of a job and a key, under its fence."""
-
-    def write(conn: Connection) -> None:
-        held(conn, job_id, fence)
-        same = [table.c.job_id == job_id, *(table.c[name] == value for name, value in key.items())]
-        if not conn.execute(update(table).where(*same).values(data=data)).rowcount:
-            conn.execute(insert(table).values(job_id=job_id, data=data, **key))
-
-    db.write(write)
 
 
 def add_checkpoint(db: Database, job_id: str, fence: int, row: CheckpointRow) -> CheckpointRow:

@@ -131,7 +131,9 @@ metrics = Table(
     UniqueConstraint("job_id", "seq"),
 )
 
-diagnoses = Table("diagnoses", metadata, Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True), Column("data", _Json, nullable=False))
+diagnoses = Table(
+    "diagnoses", metadata, Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True), Column("data", _Json, nullable=False)
+)
 
 row_losses = Table(
     "row_losses",

@@ -22,7 +22,7 @@ from torch import nn
 
 from tunesmith.domain import specs
 from tunesmith.domain.jobs import Event, Request
-from tunesmith.domain.runs import Checkpoint, MetricPoint, RowLosses, RunResult, RunSink
+from tunesmith.domain.runs import Checkpoint, MetricPoint, RunResult, RunSink
 from tunesmith.domain.specs import ResolvedSpec
 from tunesmith.errors import InvalidRequest, TrainingFailed
 from tunesmith.training import batching, checkpoints, data, evaluation, lora, memory, model
@@ -237,19 +237,17 @@ class _Run:
             low = spec.stop_eval_loss is not None and sampled.loss < spec.stop_eval_loss
             to_come = sum(planned > step for planned in self.full_at)
             full_due = full_due or (low and state.full_evaluations + to_come < MAX_FULL_EVALUATIONS)
-        full = self._evaluate(self.validation) if full_due else None
-        if full is not None:
+        if full_due:
+            full = self._evaluate(self.validation)
             figures |= {"full_valid_loss": full.loss, "full_valid_mean_token_accuracy": full.accuracy}
             self._judge(full)
+            self.sink.row_losses(full.rows(step, self.validation))
         if step == self.total_steps:
             state.stop = state.stop or self.last_step_reason
         # Only now, when nothing can interrupt any more: a step that is reported again must see the same sample.
         state.sampled += sampled_now
         state.pending = None
 
-        if full is not None:
-            lines, targets = zip(*((example.line, example.num_targets) for example in self.validation), strict=True)
-            self.sink.row_losses(RowLosses(step, lines, targets, (full.nll_E / targets).tolist()))
         point = MetricPoint(**figures)
         if step or full_due:
             self.sink.metric(point)
