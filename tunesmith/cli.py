@@ -171,6 +171,21 @@ def chat(
 
 
 @app.command()
+def diagnose(
+    log: Annotated[
+        Path, typer.Argument(help="A run folder, or any training log: CSV, step_metrics.csv, trainer_state.json, a model card.")
+    ],
+    json_output: Json = False,
+) -> None:
+    """Say what happened in a run, which checkpoint to use and what to change."""
+    from tunesmith import logs  # noqa: PLC0415
+    from tunesmith.diagnosis import report  # noqa: PLC0415
+
+    found = report.diagnose(logs.read(log))
+    print(json.dumps(found.to_dict()) if json_output else report.text(found))
+
+
+@app.command()
 def models(data_dir: DataDir = None, json_output: Json = False) -> None:
     """List the bases that may be used and the models made from them."""
     from tunesmith import conversation  # noqa: PLC0415

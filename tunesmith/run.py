@@ -1,7 +1,7 @@
 """Runs in a folder, with no server: `train` makes one, `Run` reads one. `tunesmith train` is this on the command line.
 
-A run folder holds spec.json (asked, resolved, reasons), metrics.jsonl, events.jsonl, step_metrics.csv, checkpoints/,
-adapter/ (or model/ after full tuning), loss.png and token_accuracy.png, and result.json once the run is over.
+A run folder holds spec.json (asked, resolved, reasons), data_findings.json, metrics.jsonl, events.jsonl, row_losses.jsonl,
+step_metrics.csv, checkpoints/, adapter/ (or model/ after full tuning), loss.png, token_accuracy.png, and result.json once the run is over.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import processes
-from tunesmith.domain import datasets, jobs, models, runs
+from tunesmith.domain import datasets, findings, jobs, models, runs
 from tunesmith.domain.jobs import Event
-from tunesmith.domain.runs import Checkpoint, MetricPoint
+from tunesmith.domain.runs import Checkpoint, MetricPoint, RowLosses
 from tunesmith.domain.specs import ResolvedSpec, TrainingSpec
 from tunesmith.errors import InvalidRequest
 from tunesmith.services import bases as base_service
+from tunesmith.services import data as data_service
 from tunesmith.settings import Settings
 from tunesmith.store import bases
 from tunesmith.training import checkpoints, defaults
@@ -62,6 +63,17 @@ class Run:
     def events(self) -> list[dict[str, Any]]:
         """What the run said, in order."""
         return _read_lines(self.directory / "events.jsonl")
+
+    @property
+    def row_losses(self) -> list[dict[str, Any]]:
+        """The loss of each validation example at each full evaluation, `RowLosses.to_dict()`, in order."""
+        return _read_lines(self.directory / "row_losses.jsonl")
+
+    @property
+    def data_findings(self) -> list[dict[str, Any]]:
+        """What the data showed before the first step: `Finding.to_dict()`, the gravest first."""
+        path = self.directory / "data_findings.json"
+        return list(json.loads(path.read_bytes())) if path.is_file() else []
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -177,6 +189,8 @@ def train(
         sink.go_on_from(resume)
         for number, words in enumerate(defaults.warnings(resolved, facts)):
             sink.event(Event(words, key=f"warning:{number}", level="warn"))
+        if resume is None:
+            sink.data_findings(data_service.examine(training, validation, split=resolved.training_split))
         order = loop.Order(resolved, base.directory, training, validation, directory, resume=resume)
         sink.finish(loop.train(order, sink))
     return Run(directory, settings)
@@ -221,10 +235,9 @@ class FolderSink:
             return None
         there = _read_json(path)
         for key in ("model", "asked", "data"):
-            here, before = _comparable(self._head[key]), _comparable(there.get(key))
-            if here != before:
+            if words := runs.difference(there.get(key), self._head[key]):
                 raise InvalidRequest(
-                    f"{str(self.directory)!r} holds a run with another {key}: {_difference(before, here)}. "
+                    f"{str(self.directory)!r} holds a run with another {key}: {words}. "
                     "Hint: give the same arguments to go on with it, or another output folder."
                 )
         return ResolvedSpec.from_dict(there["resolved"]) if there["resolved"] else None
@@ -245,8 +258,9 @@ class FolderSink:
         step = int(resume.name.removeprefix("step-")) if resume else -1
         points = [point for point in self.run.metrics if point["step"] <= step]
         events = [event for event in self.run.events if resume and event["key"] != "stopped"]
-        _write_text(self.directory / "metrics.jsonl", "".join(json.dumps(point) + "\n" for point in points))
-        _write_text(self.directory / "events.jsonl", "".join(json.dumps(event) + "\n" for event in events))
+        rows = [row for row in self.run.row_losses if row["step"] <= step]
+        for name, content in (("metrics", points), ("events", events), ("row_losses", rows)):
+            _write_text(self.directory / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in content))
         self._last_step = points[-1]["step"] if points else -1
         self._keys = {event["key"] for event in events}
         for directory in sorted((self.directory / "checkpoints").glob("step-*")):
@@ -258,6 +272,12 @@ class FolderSink:
         """Write what runs into spec.json."""
         self._select_by = spec.select_by
         _write_json(self.directory / "spec.json", self._head | {"resolved": spec.to_dict()})
+
+    def data_findings(self, found: Sequence[findings.Finding]) -> None:
+        """Write data_findings.json, and say each as an event."""
+        _write_text(self.directory / "data_findings.json", json.dumps([finding.to_dict() for finding in found], indent=2) + "\n")
+        for event in findings.data_events(found):
+            self.event(event)
 
     def event(self, event: Event) -> None:
         """Append to events.jsonl, each key once."""
@@ -276,9 +296,14 @@ class FolderSink:
             self.event(point.event())
         self._on_metric(point)
 
+    def row_losses(self, losses: RowLosses) -> None:
+        """Append to row_losses.jsonl, each step once."""
+        if losses.step > self._last_step:
+            self._append("row_losses.jsonl", losses.to_dict())
+
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Note the checkpoint and delete those no longer needed."""
-        for name in ("metrics.jsonl", "events.jsonl"):
+        for name in ("metrics.jsonl", "events.jsonl", "row_losses.jsonl"):
             _fsync(self.directory / name)
         _write_json(checkpoint.directory / checkpoints.NOTE, asdict(checkpoint) | {"directory": checkpoint.directory.name})
         self._saved = [*(saved for saved in self._saved if saved.step != checkpoint.step), checkpoint]
@@ -334,20 +359,6 @@ def _check(path: Path, role: datasets.Role) -> int:
         raise InvalidRequest(f"The {role} file {str(path)!r} does not exist.", param=f"{role}_file")
     with path.open("rb") as file:
         return datasets.check(file, role).num_examples
-
-
-def _comparable(value: Any) -> Any:
-    """Return what decides whether two runs are the same: of a file its content, not its path."""
-    if isinstance(value, dict):
-        return {key: _comparable(item) for key, item in value.items() if key != "path"}
-    return value
-
-
-def _difference(before: Any, here: Any) -> str:
-    if isinstance(before, dict) and isinstance(here, dict):
-        keys = sorted(key for key in before.keys() | here.keys() if before.get(key) != here.get(key))
-        return ", ".join(f"{key} {before.get(key, 'default')!r} there, {here.get(key, 'default')!r} asked" for key in keys)
-    return f"{before!r} there, {here!r} asked"
 
 
 def _sha256(path: Path) -> str:

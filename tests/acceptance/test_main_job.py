@@ -82,7 +82,10 @@ def test_the_job_succeeds_with_resolved_hyperparameters(deployment: Deployment, 
 def test_events_are_openais(deployment: Deployment, finished: dict[str, Any]) -> None:
     job = finished["job"]
     events = deployment.events(job.id)
-    messages = [event.message for event in events if event.type == "message"]
+    warnings = [event.message for event in events if event.level == "warn"]
+    assert warnings[0].startswith("4 of 4 validation rows (100 %) are in the training file too")
+    assert len(warnings) == 3  # and there are too few rows of both kinds
+    messages = [event.message for event in events if event.type == "message" and event.level == "info"]
     assert messages[:4] == [
         f"Created fine-tuning job: {job.id}",
         f"Validating training file: {job.training_file} and validation file: {job.validation_file}",
@@ -170,7 +173,8 @@ async def test_the_async_client_continues_from_the_fine_tuned_model(
         assert job.status == "succeeded", job.error
         assert str(job.fine_tuned_model).startswith("ft:smollm2-135m-instruct:")
         assert [found.id async for found in jobs.list(metadata={"round": "2"})] == [job.id]
-        assert len([event async for event in jobs.list_events(job.id)]) == 11  # four to start, memory, sharing, two steps, three to end
+        # Four to start, few rows, memory, sharing, two steps, three to end.
+        assert len([event async for event in jobs.list_events(job.id)]) == 12
         (checkpoint,) = [c async for c in jobs.checkpoints.list(job.id)]
         assert checkpoint.fine_tuned_model_checkpoint == job.fine_tuned_model
         assert (await client.files.content(job.result_files[0])).text.startswith("step,train_loss,train_accuracy,")

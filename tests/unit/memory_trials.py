@@ -18,7 +18,7 @@ import torch
 
 from tests.unit.exactness import plan, resolved
 from tunesmith.domain.jobs import Event
-from tunesmith.domain.runs import Checkpoint, MetricPoint
+from tunesmith.domain.runs import Checkpoint, MetricPoint, RowLosses
 from tunesmith.domain.specs import ResolvedSpec
 from tunesmith.training import loop, memory, model
 from tunesmith.training import plan as planning
@@ -73,6 +73,9 @@ class LimitedSink:
 
     def metric(self, point: MetricPoint) -> None:
         self.points.append(point)
+
+    def row_losses(self, losses: RowLosses) -> None:
+        pass
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         (self.directory / "checkpoint").write_text(str(checkpoint.directory))

@@ -20,7 +20,7 @@ from torch import nn
 from tests.unit.exactness import make_wide
 from tunesmith.domain import runs
 from tunesmith.domain.jobs import Event, Request
-from tunesmith.domain.runs import Checkpoint, MetricPoint, RunResult
+from tunesmith.domain.runs import Checkpoint, MetricPoint, RowLosses, RunResult
 from tunesmith.domain.specs import ResolvedSpec, TrainingSpec
 from tunesmith.errors import InvalidRequest, TrainingFailed
 from tunesmith.store import bases
@@ -38,6 +38,7 @@ class ListSink:
         self.events: list[Event] = []
         self.points: list[MetricPoint] = []
         self.checkpoints: list[Checkpoint] = []
+        self.rows: list[RowLosses] = []
         self.spec: ResolvedSpec | None = None
         self._ask, self._asked = ask, 0
 
@@ -49,6 +50,9 @@ class ListSink:
 
     def metric(self, point: MetricPoint) -> None:
         self.points.append(point)
+
+    def row_losses(self, losses: RowLosses) -> None:
+        self.rows.append(losses)
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         self.checkpoints.append(checkpoint)

@@ -80,8 +80,8 @@ def timeless(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_the_folder(done: tunesmith.Run) -> None:
     there = {path.name for path in done.directory.iterdir() if not path.name.startswith(".")}
     assert there == {
-        "spec.json", "metrics.jsonl", "step_metrics.csv", "events.jsonl", "checkpoints", "adapter", "loss.png", "token_accuracy.png",
-        "result.json",
+        "spec.json", "data_findings.json", "metrics.jsonl", "step_metrics.csv", "events.jsonl", "row_losses.jsonl", "checkpoints",
+        "adapter", "loss.png", "token_accuracy.png", "result.json",
     }  # fmt: skip
     assert {path.name for path in (done.directory / "adapter").iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "manifest.json",
@@ -375,3 +375,16 @@ def test_a_warning_is_heard_and_kept(home: Settings, files: tuple[Path, Path], t
     warning = next(event for event in run.events if event["level"] == "warn")
     assert "may learn nothing" in warning["message"] and warning["message"] in heard
     assert json.loads((run.directory / "result.json").read_text())["step"] == 1
+
+
+def test_what_the_data_shows_is_kept_and_said(done: tunesmith.Run, home: Settings, files: tuple[Path, Path], tmp_path: Path) -> None:
+    assert [finding["code"] for finding in done.data_findings] == ["small_validation", "too_little_data"]
+    said = {event["key"]: event for event in done.events if event["key"].startswith("data:")}
+    assert {key: event["level"] for key, event in said.items()} == {"data:small_validation": "warn", "data:too_little_data": "warn"}
+    assert said["data:small_validation"]["message"].startswith("20 validation rows can show a difference in accuracy of 22 points or more")
+    run = train(home, (files[0], files[0]), tmp_path / "run", n_steps=1)
+    assert run.data_findings[0]["code"] == "leakage" and run.data_findings[0]["evidence"]["rows"] == 40
+    split = train(home, (files[0], None), tmp_path / "split", n_steps=1)
+    assert {f["code"]: f["evidence"]["rows"] for f in split.data_findings} == {"small_validation": 8, "too_little_data": 32}
+    (split.directory / "data_findings.json").unlink()
+    assert split.data_findings == [], "a run of before there were any"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -52,6 +52,8 @@ class Job:
     asked: Mapping[str, Any]
     #: `ResolvedSpec.to_dict()` once the files are validated.
     resolved: Mapping[str, Any] | None = None
+    #: `Finding.to_dict()` of what the validation of the files found in the data.
+    data_findings: Sequence[Mapping[str, Any]] | None = None
     metadata: Mapping[str, str] | None = None
     finished_at: int | None = None
     fine_tuned_model: str | None = None

@@ -144,6 +144,24 @@ def listed(checkpoints: Sequence[Checkpoint], select_by: str) -> list[Checkpoint
 
 
 @dataclass(frozen=True)
+class RowLosses:
+    """The loss of each validation example at one full evaluation; step 0 is the base model.
+
+    `lines` are those of the validation file, or of the training file where that was split; `loss` is in nats per target token.
+    """
+
+    step: int
+    lines: Sequence[int]
+    num_targets: Sequence[int]
+    loss: Sequence[float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it compactly: lines and targets, which never change, with the base model's losses only; 4 digits are enough."""
+        head = {"step": self.step, "loss": [float(f"{loss:.4g}") for loss in self.loss]}
+        return head if self.step else head | {"lines": list(self.lines), "num_targets": list(self.num_targets)}
+
+
+@dataclass(frozen=True)
 class RunResult:
     """How a run ended. `reason` names the stop condition; a paused or cancelled run can go on from its checkpoint."""
 
@@ -165,8 +183,28 @@ class RunSink(Protocol):
     def metric(self, point: MetricPoint) -> None:
         """Hear one step's figures."""
 
+    def row_losses(self, losses: RowLosses) -> None:
+        """Hear each validation example's loss at a full evaluation, before that step's figures."""
+
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Hear of a checkpoint that is durable; the sink may move or thin out older ones, never this one."""
 
     def request(self) -> jobs.Request:
         """Say whether to go on; asked at each micro-batch."""
+
+
+def difference(before: Any, here: Any) -> str | None:
+    """Say what differs between two runs' specs, digests of data included; of a file its content counts, not its path. None if nothing."""
+    before, here = _comparable(before), _comparable(here)
+    if before == here:
+        return None
+    if isinstance(before, dict) and isinstance(here, dict):
+        keys = sorted(key for key in before.keys() | here.keys() if before.get(key) != here.get(key))
+        return ", ".join(f"{key} {before.get(key, 'default')!r} there, {here.get(key, 'default')!r} asked" for key in keys)
+    return f"{before!r} there, {here!r} asked"
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _comparable(item) for key, item in value.items() if key != "path"}
+    return value

@@ -28,7 +28,9 @@ from tunesmith.store.pages import fetch
 _jobs, _events, _metrics, _checkpoints = schema.jobs, schema.events, schema.metrics, schema.checkpoints
 
 #: What `move` may set besides the status.
-_CHANGES = frozenset({"seed", "resolved", "crashes", "error", "trained_tokens", "estimated_finish", "finished_at", "fine_tuned_model"})
+_CHANGES = frozenset({"seed", "resolved", "data_findings", "crashes", "error"}) | {
+    "trained_tokens", "estimated_finish", "finished_at", "fine_tuned_model"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

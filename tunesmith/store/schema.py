@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     D = TypeVar("D", bound=DataclassInstance)
 
 #: The newest revision in migrations/versions.
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 
 metadata: Final = MetaData(
     naming_convention={
@@ -96,6 +96,7 @@ jobs = Table(
     _text("worker_id", nullable=True),
     Column("lease_until", Double),
     _text("request_hash", nullable=True),
+    Column("data_findings", _Json),
     CheckConstraint(f"status IN ({', '.join(repr(status) for status in get_args(Status))})", "status"),
     CheckConstraint("request IN ('run', 'pause', 'cancel')", "request"),
     Index(None, "created_at", "number"),
@@ -128,6 +129,19 @@ metrics = Table(
     Column("data", _Json, nullable=False),
     PrimaryKeyConstraint("job_id", "step"),
     UniqueConstraint("job_id", "seq"),
+)
+
+diagnoses = Table(
+    "diagnoses", metadata, Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True), Column("data", _Json, nullable=False)
+)
+
+row_losses = Table(
+    "row_losses",
+    metadata,
+    _job_id(),
+    _integer("step"),
+    Column("data", _Json, nullable=False),
+    PrimaryKeyConstraint("job_id", "step"),
 )
 
 checkpoints = Table(

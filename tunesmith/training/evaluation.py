@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tunesmith.domain.runs import RowLosses
 from tunesmith.training.data import TokenizedExample
 from tunesmith.training.network import Network
 
@@ -30,6 +31,11 @@ class Evaluation:
     def accuracy(self) -> float:
         """Share of target tokens whose arg-max prediction is the target."""
         return self.hits / self.num_targets
+
+    def rows(self, step: int, examples: Sequence[TokenizedExample]) -> RowLosses:
+        """Return the loss of each of the examples that were evaluated."""
+        targets = [example.num_targets for example in examples]
+        return RowLosses(step, [example.line for example in examples], targets, (self.nll_E / targets).tolist())
 
 
 @torch.no_grad()

@@ -241,6 +241,7 @@ class _Run:
             full = self._evaluate(self.validation)
             figures |= {"full_valid_loss": full.loss, "full_valid_mean_token_accuracy": full.accuracy}
             self._judge(full)
+            self.sink.row_losses(full.rows(step, self.validation))
         if step == self.total_steps:
             state.stop = state.stop or self.last_step_reason
         # Only now, when nothing can interrupt any more: a step that is reported again must see the same sample.

@@ -20,7 +20,7 @@ import transformers
 
 from tunesmith import processes
 from tunesmith.domain.jobs import Event, Request
-from tunesmith.domain.runs import Checkpoint, MetricPoint
+from tunesmith.domain.runs import Checkpoint, MetricPoint, RowLosses
 from tunesmith.domain.specs import ResolvedSpec
 from tunesmith.errors import TunesmithError
 from tunesmith.training import loop
@@ -58,6 +58,10 @@ class PipeSink:
     def metric(self, point: MetricPoint) -> None:
         """Say one step's figures."""
         self.say("metric", point.to_dict())
+
+    def row_losses(self, losses: RowLosses) -> None:
+        """Say each validation example's loss."""
+        self.say("row_losses", losses.to_dict())
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Hand a durable checkpoint over; the worker moves it away."""

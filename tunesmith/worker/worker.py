@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
 from tunesmith import processes, services
-from tunesmith.domain import datasets, ids, specs
+from tunesmith.domain import datasets, findings, ids, specs
 from tunesmith.domain.jobs import MAX_CRASHES, Event, Job, JobError
 from tunesmith.errors import DatabaseUnavailable, LeaseLost, TunesmithError
 from tunesmith.services import Context, bases
+from tunesmith.services import data as data_service
 from tunesmith.settings import Settings
 from tunesmith.store import bases as base_store
 from tunesmith.store import jobs as job_store
@@ -143,7 +144,7 @@ class _Stopping(Exception):
 
 
 def validate(context: Context, job: Job, stopping: threading.Event) -> None:
-    """Check a job's files whole, resolve its spec, and queue it.
+    """Check a job's files whole, examine what they hold, resolve the spec, and queue the job.
 
     Raises: DataError and InvalidRequest, for the job to fail with; LeaseLost.
     """
@@ -154,14 +155,15 @@ def validate(context: Context, job: Job, stopping: threading.Event) -> None:
             raise _Stopping
         job_queue.heartbeat(db, job.id, job.fence)
 
+    paced = _paced(beat)
     files = f"training file: {job.training_file}" + (f" and validation file: {job.validation_file}" if job.validation_file else "")
     job_store.record(db, job.id, job.fence, events=[Event(f"Validating {files}", key="validating")])
     with context.blobs.open(job.training_file) as file:
-        training = datasets.check(_beating(file, beat), "training")
+        training = datasets.check(_beating(file, paced), "training")
     num_validation = 0
     if job.validation_file:
         with context.blobs.open(job.validation_file) as file:
-            num_validation = datasets.check(_beating(file, beat), "validation").num_examples
+            num_validation = datasets.check(_beating(file, paced), "validation").num_examples
 
     start = bases.start(context, job.model, beat)
     facts = base_store.facts(start.base)
@@ -169,15 +171,31 @@ def validate(context: Context, job: Job, stopping: threading.Event) -> None:
     spec = specs.TrainingSpec.ask(start.base_name, job.asked, "api")
     resolved = defaults.resolve(spec, facts, defaults.DataFacts(training.num_examples, num_validation), adapter, seed=job.seed)
     events = [Event(words, key=f"warning:{n}", level="warn") for n, words in enumerate(defaults.warnings(resolved, facts))]
+    other = context.blobs.path(job.validation_file) if job.validation_file else None
+    found = data_service.examine(context.blobs.path(job.training_file), other, split=resolved.training_split, beat=paced)
+    events += findings.data_events(found)
     events.append(Event("Files validated, moving job to queued state", key="validated"))
-    job_store.move(db, job.id, job.fence, "queued", resolved=resolved.to_dict(), crashes=0, events=events)
+    job_store.move(
+        db, job.id, job.fence, "queued", events=events, crashes=0,
+        resolved=resolved.to_dict(), data_findings=[finding.to_dict() for finding in found],
+    )  # fmt: skip
 
 
-def _beating(lines: Iterable[bytes], beat: Callable[[], None]) -> Iterator[bytes]:
-    """Yield lines, keeping the lease alive meanwhile."""
+def _paced(beat: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that may be called all the time, and beats as often as is due."""
     due = time.monotonic() + HEARTBEAT_SECONDS
-    for line in lines:
+
+    def paced() -> None:
+        nonlocal due
         if time.monotonic() > due:
             beat()
             due = time.monotonic() + HEARTBEAT_SECONDS
+
+    return paced
+
+
+def _beating(lines: Iterable[bytes], paced: Callable[[], None]) -> Iterator[bytes]:
+    """Yield lines, keeping the lease alive meanwhile."""
+    for line in lines:
+        paced()
         yield line

@@ -1,0 +1,148 @@
+"""Changes for the next run: from what a rule found to a knob, a direction and a value, with the reason in the run's own numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from tunesmith.diagnosis.history import History
+from tunesmith.domain.findings import Change, Finding
+
+#: A learning rate is changed by about half a power of ten: less would hardly be seen, more may jump over what is good.
+RATE_STEP = math.sqrt(10)
+_SMALLEST_BATCH, _LARGEST_BATCH = 4, 32
+#: Updates below which a run has hardly begun.
+FEW_UPDATES = 30
+
+
+def rate(history: History, factor: float, reason: str) -> Change:
+    """Multiply the learning rate; where the usual one for the model lies in that direction and nearer, go there."""
+    now = _number(history, "learning_rate_multiplier", 1.0)
+    ratio = rate_ratio(history)
+    if ratio is not None and (factor < 1 < ratio or ratio < 1 < factor) and abs(math.log(ratio)) > abs(math.log(factor)):
+        factor = 1 / ratio
+        reason = f"{reason}; {usual(history)}"
+    return Change("learning_rate_multiplier", now, short(now * factor), reason)
+
+
+def rate_ratio(history: History) -> float | None:
+    """Return the run's learning rate as a multiple of the one that suits the model."""
+    used = learning_rate(history)
+    return used / history.usual_learning_rate if used and history.usual_learning_rate else None
+
+
+def usual(history: History) -> str:
+    """Say what learning rate suits the model."""
+    return f"about {history.usual_learning_rate:.2g} suits this model, {learning_rate(history):.2g} was used"
+
+
+def learning_rate(history: History) -> float | None:
+    """Return the peak learning rate."""
+    known = history.hyperparameters
+    if known.get("base_learning_rate") not in (None, "auto") and known.get("learning_rate_multiplier") not in (None, "auto"):
+        return float(known["base_learning_rate"]) * float(known["learning_rate_multiplier"])
+    if len(series := history["learning_rate"]):
+        return float(series.values.max())
+    return float(known["learning_rate"]) if known.get("learning_rate") else None
+
+
+def epochs(history: History) -> float | None:
+    """Return how many epochs were run or, while the run goes on, are planned."""
+    if history.steps_per_epoch and history.total_steps:
+        return history.total_steps / history.steps_per_epoch
+    if len(series := history["epoch"]):
+        return float(series.values.max())
+    return float(known) if (known := history.hyperparameters.get("n_epochs")) not in (None, "auto") else None
+
+
+def per_epoch(history: History) -> float | None:
+    """Return the updates of one epoch."""
+    if history.steps_per_epoch:
+        return history.steps_per_epoch
+    passes = epochs(history)
+    return history.last_step / passes if passes else None
+
+
+def fewer_epochs(history: History, best_step: float, reason: str) -> Change:
+    """Stop about where the validation was best."""
+    now, steps = epochs(history), per_epoch(history)
+    after = max(1, round(best_step / steps)) if steps else None
+    if now is not None and after is not None and after >= round(now):
+        after = max(1, round(now) - 1)
+    return Change("n_epochs", _whole(now), after, reason)
+
+
+def more_epochs(history: History, reason: str, factor: float = 2.0) -> Change:
+    """Train longer: `factor` times, and for about `FEW_UPDATES` updates at least."""
+    now, steps = epochs(history), per_epoch(history)
+    wanted = max(factor, 2 * FEW_UPDATES / history.last_step if history.last_step else 1.0)
+    after = math.ceil((now or 1) * wanted)
+    if steps and now and after * steps > 100 * steps:
+        after = 100
+    return Change("n_epochs", _whole(now), after, reason)
+
+
+def smaller_batch(history: History, reason: str) -> Change:
+    """Have about eight times as many updates from the same rows, at no less than 4 rows each."""
+    now = rows_per_update(history)
+    after = max(_SMALLEST_BATCH, 2 ** round(math.log2(max(now / 8, 1))))
+    return Change("batch_size", now, min(after, now), reason)
+
+
+def larger_batch(history: History, reason: str) -> Change:
+    """Average over eight times as many rows in each update, at least 8 and at most 32."""
+    now = rows_per_update(history)
+    return Change("batch_size", now, int(min(max(8 * now, 8), _LARGEST_BATCH)), reason)
+
+
+def rows_per_update(history: History) -> int:
+    """Return the rows of one optimizer update."""
+    return int(_number(history, "batch_size", 1) * _number(history, "accumulation_steps", 1))
+
+
+def value(history: History, knob: str, after: float | int | str | None, reason: str) -> Change:
+    """Set a knob to a value."""
+    return Change(knob, history.hyperparameters.get(knob), after, reason)
+
+
+def next_hyperparameters(history: History, findings: Iterable[Finding]) -> dict[str, Any]:
+    """Return the next run's hyperparameters, ready to be submitted: what was asked of this one with the first change of each knob.
+
+    Both factors of the learning rate are always there.
+    """
+    known = {key: known for key, known in history.hyperparameters.items() if key in _CARRIED and known is not None}
+    if "base_learning_rate" not in known:
+        used = learning_rate(history)
+        known |= {"base_learning_rate": short(used) if used else "auto", "learning_rate_multiplier": 1.0}
+    known.setdefault("learning_rate_multiplier", 1.0)
+    turned: set[str] = set()
+    for finding in findings:
+        for change in finding.changes:
+            if change.knob in _CARRIED and change.knob not in turned and change.after is not None:
+                turned.add(change.knob)
+                known[change.knob] = change.after
+                if change.knob == "batch_size":
+                    known["accumulation_steps"] = 1
+    return {key: known[key] for key in _CARRIED if key in known}
+
+
+_CARRIED = (
+    "n_epochs", "n_steps", "batch_size", "accumulation_steps", "base_learning_rate", "learning_rate_multiplier", "lora_rank", "lora_alpha",
+    "lora_dropout", "training_split", "stop_eval_loss", "early_stopping_patience", "select_by", "eval_interval", "eval_samples",
+    "learning_rate_schedule", "warmup_ratio",
+)  # fmt: skip
+
+
+def short(number: float) -> float:
+    """Return a number with two digits."""
+    return float(f"{number:.2g}")
+
+
+def _number(history: History, name: str, default: float) -> float:
+    given = history.hyperparameters.get(name)
+    return default if given in (None, "auto") else float(given)
+
+
+def _whole(number: float | None) -> float | int | None:
+    return None if number is None else round(number) if abs(number - round(number)) < 0.05 else round(number, 2)

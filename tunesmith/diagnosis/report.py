@@ -1,0 +1,105 @@
+"""From a history to a diagnosis: all rules, what contradicts a graver finding left out, a verdict, a checkpoint, the next run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from tunesmith.diagnosis import advice, checkpoint, words
+from tunesmith.diagnosis.history import History
+from tunesmith.diagnosis.rules import RULES
+from tunesmith.diagnosis.view import View
+from tunesmith.domain.findings import DATA_CODES, Diagnosis, Finding, ordered
+
+#: What a finding explains already, so that it is not said again in other words.
+_EXPLAINS: dict[str, set[str]] = {
+    "non_finite": {"divergence", "slow_learning", "overfitting", "over_confidence", "still_improving", "no_learning", "plateau"},
+    "divergence": {"slow_learning", "overfitting", "over_confidence", "still_improving", "no_learning", "plateau", "memorization",
+                   "inconsistent_answers", "noisy_training"},
+    "slow_learning": {"still_improving", "no_learning", "plateau", "inconsistent_answers"},
+    "overfitting": {"memorization", "still_improving", "no_learning", "metric_conflict"},
+    "over_confidence": {"memorization", "still_improving", "metric_conflict"},
+    "too_little_data": {"overfitting", "over_confidence", "memorization", "still_improving", "low_variety"},
+    "noisy_training": {"still_improving"},
+    "noisy_validation": {"overfitting", "over_confidence", "plateau", "converged"},
+    "leakage": {"overfitting", "over_confidence", "memorization", "suspiciously_perfect"},
+}  # fmt: skip
+
+
+def diagnose(history: History) -> Diagnosis:
+    """Say what happened, why, and what to do next."""
+    view = View(history)
+    found = [finding for rule in RULES if (finding := rule(view)) is not None]
+    findings = settled([*found, *history.data_findings])
+    verdict = _verdict(view, findings)
+    return Diagnosis(
+        verdict=verdict,
+        findings=tuple(findings),
+        checkpoint=checkpoint.choose(view, findings),
+        next_hyperparameters=advice.next_hyperparameters(history, findings),
+        plots=words.plots(view, verdict),
+        reading=words.reading(view, findings),
+        cannot_tell=tuple(_cannot_tell(view)),
+    )
+
+
+def text(found: Diagnosis) -> str:
+    """Return a diagnosis as plain text."""
+    lines = [found.verdict, ""]
+    for finding in found.findings:
+        where = f", steps {finding.steps[0]} to {finding.steps[1]}" if finding.steps else ""
+        lines.append(f"{finding.severity}: {finding.code} (confidence {finding.confidence:.0%}{where})")
+        lines += [f"  {finding.message}", f"  {finding.advice}", *(f"  - {change.words()}" for change in finding.changes), ""]
+    if found.checkpoint:
+        lines.append(f"Checkpoint: step {found.checkpoint.step}, because {found.checkpoint.reason}.")
+        if score := found.checkpoint.score:
+            lines.append(
+                f"  Expect {words.called(str(score['name']))} {score['value']:.3g} ({score['low']:.3g} to {score['high']:.3g}) of it."
+            )
+    lines += [f"Next run: {json.dumps(found.next_hyperparameters)}", ""]
+    lines += [f"{name.replace('_', ' ').capitalize()}: {said}" for name, said in found.plots.items() if name != "overall"]
+    lines += ["", found.reading, "", "What these curves cannot tell:", *(f"- {what}" for what in found.cannot_tell)]
+    return "\n".join(lines)
+
+
+def settled(found: Sequence[Finding]) -> list[Finding]:
+    """Return findings in order of gravity, each code once, without those that a graver one explains."""
+    kept: list[Finding] = []
+    for finding in ordered(list(found)):
+        codes = {other.code for other in kept}
+        if finding.code in codes or any(finding.code in _EXPLAINS.get(code, ()) for code in codes):
+            continue
+        kept.append(finding)
+    return kept
+
+
+def _verdict(view: View, findings: Sequence[Finding]) -> str:
+    grave = [finding for finding in findings if finding.severity != "info"]
+    if grave:
+        first = grave[0].message
+        more = len(grave) - 1
+        return first + (f" And {more} more finding{'s' if more > 1 else ''}." if more else "")
+    if not len(view.loss):
+        return "The training loss looks sound, but without validation data nobody can say whether the model got better."
+    name, metric = view.metric
+    said = f"The run is sound: the validation loss went from {view.loss.values[0]:.3g} to {view.loss.values[-1]:.3g}"
+    if name:
+        said += f", {words.called(name)} from {metric.values[0]:.3g} to {metric.values[-1]:.3g}"
+    return said + "."
+
+
+def _cannot_tell(view: View) -> list[str]:
+    """Say what these curves leave open."""
+    history = view.history
+    said = ["Whether the answers are good for their purpose: loss and token accuracy compare with the reference answers word by word."]
+    if not len(view.loss):
+        said.append("Anything about new data: there is no validation set.")
+    elif not view.is_full:
+        said.append("Small differences: only samples of the validation data were evaluated, other rows each time.")
+    if history.rows is None:
+        said.append("Which rows are learnt and which are not: no losses of single rows were kept.")
+    if not any(finding.code in DATA_CODES for finding in history.data_findings) and history.num_training is None:
+        said.append("Whether validation rows are also in the training data: the data itself was not seen.")
+    if advice.rate_ratio(history) is None:
+        said.append("Whether the learning rate suits the model: the model is not known.")
+    return said

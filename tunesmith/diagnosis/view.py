@@ -1,0 +1,131 @@
+"""What several rules look at, computed once: which validation series to follow, its noise, its best point, what came after."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from tunesmith.diagnosis import series as stats
+from tunesmith.diagnosis.history import Floats, History, Series
+
+#: Below this share of the first value a loss counts as nothing, so that a rise from 1e-6 to 2e-6 is none.
+_FLOOR = 1e-3
+
+
+@dataclass(frozen=True)
+class View:
+    """A history with the figures that rules share."""
+
+    history: History
+
+    @cached_property
+    def train(self) -> Series:
+        """Training loss behind step 0."""
+        return self.history["train_loss"].after(0)
+
+    @cached_property
+    def is_full(self) -> bool:
+        """Whether `loss` is of the whole validation set each time."""
+        full = self.history["full_valid_loss"]
+        return len(full) >= 2 or (len(full) > 0 and not len(self.history["valid_loss"]))
+
+    @cached_property
+    def loss(self) -> Series:
+        """The validation loss that is followed, the base model's at step 0 included."""
+        return self.history["full_valid_loss" if self.is_full else "valid_loss"]
+
+    @cached_property
+    def metric(self) -> tuple[str, Series]:
+        """The name and series of what is to be high: F1, accuracy, or else token accuracy; empty where none was logged."""
+        for name in ("f1", "accuracy", "full_valid_accuracy" if self.is_full else "valid_accuracy"):
+            if len(self.history[name]) >= 2:
+                return name, self.history[name]
+        return "", Series(np.empty(0), np.empty(0))
+
+    @cached_property
+    def base(self) -> float | None:
+        """The base model's validation loss."""
+        at_0 = self.loss.until(0)
+        return float(at_0.values[0]) if len(at_0) else None
+
+    @cached_property
+    def smooth(self) -> Floats:
+        """The followed loss, smoothed where it has many points."""
+        return stats.smoothed(self.loss.values)
+
+    @cached_property
+    def sigma(self) -> float:
+        """The noise of one value of `smooth`: of the paired difference of its last two full evaluations, else of the series itself."""
+        if self.is_full and len(self.loss) < 12 and (paired := self.paired_error(-2, -1)) is not None:
+            return paired / math.sqrt(2)
+        # Without the base model's: the first fall is no noise.
+        return stats.smoothed_noise(self.loss.after(0).values)
+
+    @cached_property
+    def best(self) -> int:
+        """Where `smooth` is least; the earliest of those within its noise would be `best_within_noise`."""
+        return int(np.argmin(self.smooth)) if len(self.smooth) else 0
+
+    @cached_property
+    def rise(self) -> float:
+        """How far the followed loss ends above its least, as a share of that; a loss of next to nothing counts as more."""
+        if not len(self.smooth):
+            return 0.0
+        least = max(float(self.smooth[self.best]), _FLOOR * float(np.max(self.smooth)))
+        return float(self.smooth[-1]) / least - 1
+
+    @cached_property
+    def rise_in_noise(self) -> float:
+        """The same rise in standard errors."""
+        if not len(self.smooth):
+            return 0.0
+        gap = float(self.smooth[-1] - self.smooth[self.best])
+        return gap / (self.sigma * math.sqrt(2)) if self.sigma > 0 else math.inf if gap > 0 else 0.0
+
+    @cached_property
+    def progress(self) -> float:
+        """How much of its first value the followed loss lost at best."""
+        if len(self.smooth) < 2 or self.smooth[0] <= 0:
+            return 0.0
+        return 1 - float(self.smooth[self.best]) / float(self.smooth[0])
+
+    @cached_property
+    def train_noise(self) -> float:
+        """The noise of one step's training loss."""
+        return stats.noise(self.train.values)
+
+    @cached_property
+    def train_ends(self) -> tuple[float, float]:
+        """The training loss at the beginning and the end, each the mean of a tenth."""
+        return stats.level(self.train.values) if len(self.train) else (math.nan, math.nan)
+
+    @cached_property
+    def is_noise(self) -> bool:
+        """Whether the followed loss is hardly more than sampling noise."""
+        values = self.loss.values
+        if len(values) < 6 or np.ptp(values) == 0:
+            return False
+        return stats.noise(values) > 0.5 * float(np.std(values)) and stats.autocorrelation(values) < 0.3
+
+    def paired_error(self, before: int, after: int) -> float | None:
+        """Return the standard error of the change of the full validation loss between two evaluations, by rows; None without them.
+
+        What makes one row harder than another cancels in the difference (the paired error of a ratio estimator: tokens are the weights).
+        """
+        rows = self.history.rows
+        if rows is None or len(rows.steps) < max(abs(before), abs(after)) or len(rows.lines) < 2:
+            return None
+        weight_R = rows.num_targets_R
+        change_R = rows.loss_ER[after] - rows.loss_ER[before]
+        mean = float(weight_R @ change_R / weight_R.sum())
+        spread_R = weight_R * (change_R - mean)
+        count = len(weight_R)
+        return float(math.sqrt(count / (count - 1) * float(spread_R @ spread_R)) / weight_R.sum())
+
+    def at(self, series: Series, step: float) -> float | None:
+        """Return a series' last value up to a step."""
+        known = series.until(step)
+        return float(known.values[-1]) if len(known) else None

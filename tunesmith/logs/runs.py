@@ -1,0 +1,92 @@
+"""Tunesmith's own run folder, the one that `tunesmith train` leaves or is still writing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.diagnosis import history as histories
+from tunesmith.diagnosis.history import History, Rows
+from tunesmith.domain.specs import BY_NAME
+from tunesmith.errors import InvalidRequest
+from tunesmith.logs import files, tables
+
+
+def suits(text: str) -> bool:
+    """Return whether the text is a spec.json."""
+    return text.lstrip().startswith("{") and all(f'"{key}"' in text for key in ("model", "asked", "source"))
+
+
+def read(path: Path, text: str) -> History:
+    """Return the history of the run whose spec.json `path` is. Raises: InvalidRequest where it has no figures yet."""
+    folder, spec = path.parent, files.document(path, text)
+    where = repr(str(folder))
+    points = _lines(folder / "metrics.jsonl")
+    if not points:
+        hint = "Hint: look again after its first steps."
+        raise InvalidRequest(f"The run {where} has no figures yet: metrics.jsonl is missing or empty. {hint}")
+    resolved = spec.get("resolved") if isinstance(spec, dict) else None
+    resolved = resolved if isinstance(resolved, dict) else {}
+    rows = _rows(_lines(folder / "row_losses.jsonl"))
+    found = tables.history(
+        points,
+        where,
+        rows=rows,
+        num_validation=len(rows.lines) if rows else None,
+        finished=(folder / "result.json").is_file(),
+        hyperparameters={name: rule.check(resolved[name], name) for name, rule in BY_NAME.items() if name in resolved},
+        usual_learning_rate=_usual_learning_rate(resolved),
+        checkpoint_steps=files.numbers(folder / "checkpoints", "step-"),
+    )
+    num_training, per_epoch = _an_epoch(found)
+    return dataclasses.replace(found, num_training=num_training, steps_per_epoch=per_epoch or found.steps_per_epoch)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of one of the run's files; none where it is not there or has no whole line yet."""
+    if not path.is_file() or not path.stat().st_size:
+        return []
+    return tables.lines(files.text(path), repr(str(path)))
+
+
+def _usual_learning_rate(resolved: Mapping[str, Any]) -> float | None:
+    """Return the rate that suits the model, which is the base learning rate where "auto" chose it."""
+    reasons = resolved.get("reasons")
+    reason = reasons.get("base_learning_rate") if isinstance(reasons, dict) else None
+    rate = resolved.get("base_learning_rate")
+    is_auto = isinstance(reason, str) and reason not in ("asked", "default")
+    return rate if is_auto and isinstance(rate, float) and 0 < rate < 1 else None
+
+
+def _an_epoch(found: History) -> tuple[int | None, float | None]:
+    """Return the number of training examples and the steps of an epoch, from the last step within the first one.
+
+    There the epoch is steps x examples of a step / examples.
+    """
+    size, steps = (found.hyperparameters.get(name) for name in ("batch_size", "accumulation_steps"))
+    epochs = found["epoch"]
+    within = (epochs.steps > 0) & (epochs.values > 0) & (epochs.values < 1)
+    if not within.any() or not isinstance(size, int) or not isinstance(steps, int) or size * steps < 1:
+        return None, None
+    num_training = round(epochs.steps[within][-1] * size * steps / epochs.values[within][-1])
+    return num_training, float(math.ceil(num_training / (size * steps)))
+
+
+def _rows(evaluations: Sequence[Mapping[str, Any]]) -> Rows | None:
+    """Return the rows' losses; evaluations that do not fit the first one, which names the lines, are left out."""
+    head = evaluations[0] if evaluations else {}
+    if not _are_numbers(head.get("lines")) or not _are_numbers(head.get("num_targets")) or len(head["num_targets"]) != len(head["lines"]):
+        return None
+    fit = [e for e in evaluations if _are_numbers(e.get("loss")) and len(e["loss"]) == len(head["lines"]) and _is_number(e.get("step"))]
+    return histories.rows(fit) if fit and fit[0] is head else None
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(_is_number(cell) for cell in value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e15 < value < 1e15
