@@ -17,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tunesmith.training.kernels import Activation, Attention, Drop, Kernels, cpu
+from tunesmith.training.kernels import Activation, Attention, Drop, Kernels, cpu, cuda
 from tunesmith.training.kernels.reference import TorchKernels
 from tunesmith.training.packing import Layout
 
 BUILT, WHY_NOT = cpu.available()
 OURS = pytest.param("cpu", marks=pytest.mark.skipif(not BUILT, reason=f"no C++ kernels: {WHY_NOT}"))
 both_sides = pytest.mark.parametrize("side", ["torch", OURS])
+every_side = pytest.mark.parametrize("side", ["torch", OURS, "cuda"])  # of `cuda` what does not attend; see `test_kernels_cuda`
 only_ours = pytest.mark.skipif(not BUILT, reason=f"no C++ kernels: {WHY_NOT}")
 
 #: What one rounding to bfloat16 costs at most, relative.
@@ -32,16 +33,16 @@ HALF_UNIT = 2.0**-8
 
 @pytest.fixture(autouse=True, scope="module")
 def every_size_on_threads() -> Iterator[None]:
-    """Divide even the smallest work among threads, and leave torch's number of them as it was."""
+    """Divide even the smallest work among threads, and leave torch's number of them as it was; compile nothing."""
     threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, torch.compiler.set_stance("force_eager"):
         patch.setattr(cpu, "_WORTH_THREADS", 0)
         yield
     torch.set_num_threads(threads)
 
 
 def kernels(side: str) -> Kernels:
-    return cpu.CpuKernels() if side == "cpu" else TorchKernels()
+    return {"torch": TorchKernels, "cpu": cpu.CpuKernels, "cuda": cuda.CudaKernels}[side]()
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def rms_norm(h: Tensor, weight: Tensor, eps: float) -> Tensor:
     return h / (h.square().mean(-1, keepdim=True) + eps).sqrt() * weight
 
 
-@both_sides
+@every_side
 @given(data=st.data())
 def test_rms_norm(side: str, data: st.DataObject) -> None:
     draw, T, features = data.draw(draws(side)), data.draw(st.integers(1, 70)), data.draw(st.integers(1, 700))
@@ -138,7 +139,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
-@both_sides
+@every_side
 @given(data=st.data(), activation=st.sampled_from(sorted(ACTIVATIONS)))
 def test_glu(side: str, activation: Activation, data: st.DataObject) -> None:
     draw, T, F = data.draw(draws(side)), data.draw(st.integers(1, 40)), data.draw(st.integers(1, 300))
@@ -166,7 +167,7 @@ def test_activations_everywhere(activation: Activation) -> None:
     assert float(((out - exact).abs() / exact.abs().clamp_min(1)).max()) < 3e-7
 
 
-@both_sides
+@every_side
 @given(data=st.data())
 def test_rope(side: str, data: st.DataObject) -> None:
     """As a rotation of complex numbers; and back by its inverse."""
@@ -200,7 +201,7 @@ def kept(drop: Drop, threshold: int) -> Tensor:
     return ((product + 2**31) % 2**32 - 2**31) >= threshold
 
 
-@both_sides
+@every_side
 @given(data=st.data(), probability=st.sampled_from([None, 0.05, 0.5]), further=st.booleans())
 def test_lora(side: str, probability: float | None, further: bool, data: st.DataObject) -> None:
     """Down with its mask and backwards, and the backward pass of up."""
@@ -214,7 +215,7 @@ def test_lora(side: str, probability: float | None, further: bool, data: st.Data
     exact = (exact_x * keep) @ exact_a.t()
     exact_dx, exact_da = torch.autograd.grad(exact, (exact_x, exact_a), dlow.double())
 
-    sums = rounding(torch.float32 if draw.dtype == torch.bfloat16 else draw.dtype, 4)
+    sums = rounding(torch.float32 if side == "cpu" and draw.dtype == torch.bfloat16 else draw.dtype, 4)
     scale = math.sqrt(x.numel() * R)
     expected_dx = dx.double() + exact_dx if further else None
     kernels(side).lora_down(x, drop, a, low)
@@ -409,7 +410,7 @@ def test_the_comparison_sees_one_key_too_many() -> None:
 # Cross-entropy --------------------------------------------------------------------------------------------------------------
 
 
-@both_sides
+@every_side
 @given(data=st.data(), softcap=st.sampled_from([None, 3.0, 30.0]), gradient=st.booleans())
 def test_cross_entropy(side: str, softcap: float | None, gradient: bool, data: st.DataObject) -> None:
     seed, N, V = data.draw(st.integers(0, 2**31)), data.draw(st.integers(1, 30)), data.draw(st.integers(1, 3000))
@@ -436,7 +437,7 @@ def test_cross_entropy(side: str, softcap: float | None, gradient: bool, data: s
         assert torch.equal(logits, before)
 
 
-@both_sides
+@every_side
 def test_the_first_of_equal_logits_counts(side: str) -> None:
     logits = torch.zeros(4, 100)
     logits[:, [17, 40, 99]] = 5.0
@@ -444,7 +445,7 @@ def test_the_first_of_equal_logits_counts(side: str) -> None:
     assert kernels(side).cross_entropy(logits, targets, None, False)[1].tolist() == [True, False, False, False]
 
 
-@both_sides
+@every_side
 @pytest.mark.parametrize("vocabulary", [1, 15, 16, 33, 49152])
 def test_cross_entropy_at_the_edges(side: str, vocabulary: int) -> None:
     """A target of minus infinity costs infinity; NaN anywhere makes the row NaN and counts as the largest; other rows are as before."""

@@ -1,5 +1,5 @@
 """The seam between the maths of a layer and who computes it. Three sides: `torch` (always there, the reference), `cpu`
-(our C++ for AVX-512, built at install) and `cuda`.
+(our C++ for AVX-512, built at install) and `cuda` (torch's FlexAttention and compiler).
 
 All functions take and fill plain tensors; nothing here is differentiable (`ops` joins them to autograd). A "row matrix" has
 unit stride in its last dimension and any stride between rows, so that it may be a slice of a wider buffer. Shape letters:

@@ -16,7 +16,8 @@ from tunesmith.training.kernels import Activation, Attention, Drop
 from tunesmith.training.packing import Layout
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """Return x in float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -26,48 +27,48 @@ class TorchKernels:
     name = "torch"
 
     def rms_norm(self, h_TI: Tensor, weight_I: Tensor, eps: float, out_TI: Tensor) -> Tensor:
-        wide_TI = _wide(h_TI)
+        wide_TI = wide(h_TI)
         rstd_T = torch.rsqrt(wide_TI.pow(2).mean(-1) + eps)
         out_TI.copy_(wide_TI * rstd_T[:, None] * weight_I)
         return rstd_T
 
     def rms_norm_backward(self, dout_TI: Tensor, h_TI: Tensor, weight_I: Tensor, rstd_T: Tensor, dh_TI: Tensor) -> None:
-        normal_TI = _wide(h_TI) * rstd_T[:, None]
-        dnormal_TI = _wide(dout_TI) * weight_I
+        normal_TI = wide(h_TI) * rstd_T[:, None]
+        dnormal_TI = wide(dout_TI) * weight_I
         along_T1 = (dnormal_TI * normal_TI).mean(-1, keepdim=True)
-        dh_TI.copy_(_wide(dh_TI) + (dnormal_TI - normal_TI * along_T1) * rstd_T[:, None])
+        dh_TI.copy_(wide(dh_TI) + (dnormal_TI - normal_TI * along_T1) * rstd_T[:, None])
 
     def glu(self, gate_up_T2F: Tensor, activation: Activation, out_TF: Tensor) -> None:
         gate_TF, up_TF = gate_up_T2F.chunk(2, dim=-1)
-        torch.mul(_activate(gate_TF, activation), up_TF, out=out_TF)
+        torch.mul(activate(gate_TF, activation), up_TF, out=out_TF)
 
     def glu_backward(self, dout_TF: Tensor, gate_up_T2F: Tensor, activation: Activation) -> Tensor:
         with torch.enable_grad():
             again_T2F = gate_up_T2F.detach().requires_grad_()
             gate_TF, up_TF = again_T2F.chunk(2, dim=-1)
-            out_TF = _activate(gate_TF, activation) * up_TF
+            out_TF = activate(gate_TF, activation) * up_TF
         return torch.autograd.grad(out_TF, again_T2F, dout_TF)[0]
 
     def lora_down(self, x_TI: Tensor, drop: Drop | None, a_RI: Tensor, low_TR: Tensor) -> None:
-        low_TR.copy_(_dropped(x_TI, _kept(drop)) @ a_RI.t())
+        low_TR.copy_(dropped(x_TI, kept(drop)) @ a_RI.t())
 
     def lora_down_backward(self, dlow_TR: Tensor, x_TI: Tensor, drop: Drop | None, a_RI: Tensor, dx_TI: Tensor | None) -> Tensor:
-        kept_TI = _kept(drop)
+        kept_TI = kept(drop)
         if dx_TI is not None and kept_TI is None:
             dx_TI.addmm_(dlow_TR, a_RI)
         elif dx_TI is not None:
-            dx_TI += _dropped(dlow_TR @ a_RI, kept_TI)
-        return _wide(dlow_TR.t() @ _dropped(x_TI, kept_TI))
+            dx_TI += dropped(dlow_TR @ a_RI, kept_TI)
+        return wide(dlow_TR.t() @ dropped(x_TI, kept_TI))
 
     def lora_up_backward(self, dy_TO: Tensor, low_TR: Tensor) -> Tensor:
-        return _wide(dy_TO.t() @ low_TR)
+        return wide(dy_TO.t() @ low_TR)
 
     def rope(self, x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor, inverse: bool) -> None:
         half = cos_TD.shape[1] // 2
         cos_T1D, sin_T1D = cos_TD[:, None, :half], sin_TD[:, None, :half]
         if inverse:
             sin_T1D = -sin_T1D
-        low, high = _wide(x_THD[..., :half]), _wide(x_THD[..., half : 2 * half])
+        low, high = wide(x_THD[..., :half]), wide(x_THD[..., half : 2 * half])
         x_THD[..., :half], x_THD[..., half : 2 * half] = low * cos_T1D - high * sin_T1D, high * cos_T1D + low * sin_T1D
 
     def attention(self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Layout, how: Attention, out_THD: Tensor) -> Tensor:
@@ -79,8 +80,8 @@ class TorchKernels:
         self, dout_THD: Tensor, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, out_THD: Tensor, saved: Tensor,
         layout: Layout, how: Attention, dq_THD: Tensor, dk_TGD: Tensor, dv_TGD: Tensor,
     ) -> None:  # fmt: skip
-        groups, wide = k_TGD.shape[1], torch.promote_types(k_TGD.dtype, torch.float32)
-        wide_dk_TGD, wide_dv_TGD = (torch.zeros(x.shape, device=x.device, dtype=wide) for x in (k_TGD, v_TGD))
+        groups, dtype = k_TGD.shape[1], torch.promote_types(k_TGD.dtype, torch.float32)
+        wide_dk_TGD, wide_dv_TGD = (torch.zeros(x.shape, device=x.device, dtype=dtype) for x in (k_TGD, v_TGD))
         for part in _parts(layout):
             again = [x.detach().requires_grad_() for x in (part.queries(q_THD, groups), part.keys(k_TGD), part.keys(v_TGD))]
             with torch.enable_grad():
@@ -93,7 +94,7 @@ class TorchKernels:
         dv_TGD.copy_(wide_dv_TGD)
 
     def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor, softcap: float | None, gradient: bool) -> tuple[Tensor, Tensor]:
-        wide_NV = _wide(logits_NV)
+        wide_NV = wide(logits_NV)
         if softcap:
             wide_NV = softcap * torch.tanh(wide_NV / softcap)
         slope_NV = 1 - (wide_NV / softcap).square() if softcap and gradient else None
@@ -108,16 +109,18 @@ class TorchKernels:
         return sum_N.log() + largest_N - target_N, best_N == targets_N
 
 
-def _kept(drop: Drop | None) -> Tensor | None:
+def kept(drop: Drop | None) -> Tensor | None:
     """Return which features of a row matrix are kept, or None for all."""
     return None if drop is None else drop.row_T[:, None] * drop.column_I >= drop.threshold
 
 
-def _dropped(x_TI: Tensor, kept_TI: Tensor | None) -> Tensor:
+def dropped(x_TI: Tensor, kept_TI: Tensor | None) -> Tensor:
+    """Return x with 0 for what is not kept."""
     return x_TI if kept_TI is None else torch.where(kept_TI, x_TI, 0)
 
 
-def _activate(gate: Tensor, activation: Activation) -> Tensor:
+def activate(gate: Tensor, activation: Activation) -> Tensor:
+    """Return activation(gate)."""
     if activation == "silu":
         return nn.functional.silu(gate)
     return nn.functional.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none")
