@@ -65,6 +65,8 @@ def _score(view: View, step: int) -> dict[str, object] | None:
     around = metric.values[max(0, at - 2 * width) : at + width + 1]
     value = float(around.mean())
     count = view.history.num_validation
+    if not count and (len(metric) < 4 or np.ptp(metric.values) == 0):
+        return None  # neither the set's size nor the series says how far to trust it
     error = _SAME_ROWS * math.sqrt(max(value * (1 - value), 0.0) / count) if count else float(np.std(metric.values[-5:]))
     low, high = max(0.0, value - _Z90 * error), min(1.0, value + _Z90 * error)
     return {"name": name, "value": round(value, 4), "low": round(low, 4), "high": round(high, 4)}

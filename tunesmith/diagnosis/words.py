@@ -86,6 +86,8 @@ def _line(series: Series, title: str) -> str:
     if len(values) == 1:
         return f"{title} {values[0]:.3g} at step {steps[0]:.0f}, one point only."
     falls_well = "loss" in title
+    if np.ptp(values) == 0:
+        return f"{title} is {values[0]:.4g} at all {len(values)} points."
     smooth = stats.smoothed(values) if len(values) >= 12 else values
     best = int(np.argmin(smooth) if falls_well else np.argmax(smooth))
     first, last = float(values[0]), float(smooth[-1])
