@@ -21,7 +21,7 @@ from tunesmith.domain.specs import BY_NAME, HYPERPARAMETERS
 
 from ..conftest import write_chat
 
-COMMANDS = {"serve", "worker", "train", "chat", "models", "demo", "doctor"}
+COMMANDS = {"diagnose", "serve", "worker", "train", "chat", "models", "demo", "doctor"}
 
 
 @pytest.fixture

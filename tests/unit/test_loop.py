@@ -141,6 +141,11 @@ def test_figures_are_sums_over_tokens(tiny: Path, letters: tuple[Path, Path], tm
     assert base.full_valid_loss == pytest.approx(loss, rel=2e-3)
     assert [point.step for point in sink.points if point.valid_loss is not None] == [10, 20]
     assert [point.step for point in sink.points if point.full_valid_loss is not None] == [0, 10, 20]
+    assert [rows.step for rows in sink.rows] == [0, 10, 20]
+    for rows in sink.rows:  # their mean over targets is the figure of the step
+        assert rows.lines == [example.line for example in validation]
+        mean = sum(loss * count for loss, count in zip(rows.loss, rows.num_targets, strict=True)) / sum(rows.num_targets)
+        assert mean == pytest.approx(sink.points[rows.step].full_valid_loss, rel=1e-9)
     assert sink.points[10].epoch == 1.0 and sink.points[5].epoch == 0.5
     examples = data.load(letters[0], tokenizer, 512).examples
     assert result.tokens_seen == 2 * sum(len(example) for example in examples) == sink.points[-1].tokens_seen

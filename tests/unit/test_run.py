@@ -210,7 +210,8 @@ def test_an_interrupted_run_goes_on(done: tunesmith.Run, home: Settings, files: 
     heard: list[int] = []
     whole = train(home, files, tmp_path / "run", on_metric=lambda point: heard.append(point.step))
     assert whole.result == done.result and bits(whole) == bits(done)
-    assert timeless(whole.metrics) == timeless(done.metrics)
+    assert timeless(whole.metrics) == timeless(done.metrics) and whole.row_losses == done.row_losses
+    assert [rows["step"] for rows in done.row_losses] == [0, 5, 10] and "lines" in done.row_losses[0]
     assert said(whole) == said(done)
     assert heard == list(range(heard[0], 11))
     assert sorted(path.name for path in (whole.directory / "checkpoints").iterdir()) == ["step-000005", "step-000010"]
