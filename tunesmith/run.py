@@ -72,8 +72,7 @@ class Run:
     @property
     def data_findings(self) -> list[dict[str, Any]]:
         """What the data showed before the first step: `Finding.to_dict()`, the gravest first."""
-        path = self.directory / "data_findings.json"
-        return list(json.loads(path.read_bytes())) if path.is_file() else []
+        return list(json.loads(path.read_bytes())) if (path := self.directory / "data_findings.json").is_file() else []
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -258,7 +257,8 @@ class FolderSink:
         step = int(resume.name.removeprefix("step-")) if resume else -1
         points = [point for point in self.run.metrics if point["step"] <= step]
         events = [event for event in self.run.events if resume and event["key"] != "stopped"]
-        rows = [row for row in self.run.row_losses if row["step"] <= step]
+        known = {point["step"] for point in points}  # a step whose figures were not out is evaluated again
+        rows = [row for row in self.run.row_losses if row["step"] in known]
         for name, content in (("metrics", points), ("events", events), ("row_losses", rows)):
             _write_text(self.directory / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in content))
         self._last_step = points[-1]["step"] if points else -1

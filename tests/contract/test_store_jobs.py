@@ -14,7 +14,7 @@ from sqlalchemy import exc, select, text, update
 from tunesmith.domain.jobs import MOVES, TERMINAL, Event, Job, JobError, Status
 from tunesmith.domain.runs import MetricPoint
 from tunesmith.errors import FileNotFound, InvalidRequest, JobNotFound, LeaseLost, ModelNotFound
-from tunesmith.store import diagnoses, files, jobs, models, queue, schema
+from tunesmith.store import files, jobs, models, queue, row_losses, schema
 from tunesmith.store.database import Database
 from tunesmith.store.files import FileRow
 from tunesmith.store.models import ModelRow
@@ -224,8 +224,7 @@ FENCED: dict[str, Callable[[Database, Job, int], object]] = {
     "drop_checkpoints": lambda db, job, fence: jobs.drop_checkpoints(db, job.id, fence, [checkpoint(job, 5).id]),
     "move": lambda db, job, fence: jobs.move(db, job.id, fence, "failed", error=JobError("c", "m"), events=[Event("late", key="late")]),
     "finish_succeeded": lambda db, job, fence: jobs.finish_succeeded(db, job.id, fence, **ending(job)),
-    "record_row_losses": lambda db, job, fence: diagnoses.record_row_losses(db, job.id, fence, {"step": 5, "loss": [0.5]}),
-    "record_diagnosis": lambda db, job, fence: diagnoses.record_diagnosis(db, job.id, fence, {"verdict": "sound"}),
+    "row_losses.record": lambda db, job, fence: row_losses.record(db, job.id, fence, {"step": 5, "loss": [0.5]}),
     "heartbeat": lambda db, job, fence: queue.heartbeat(db, job.id, fence),
     "release": lambda db, job, fence: queue.release(db, job.id, fence),
 }
@@ -244,14 +243,12 @@ def test_a_stale_fence_writes_nothing(db: Database, running: Job, name: str) -> 
     assert everything(db) != before, "the right fence writes"
 
 
-def test_what_is_said_again_of_a_diagnosis_replaces_it(db: Database, running: Job) -> None:
-    assert diagnoses.diagnosis(db, running.id) is None and diagnoses.row_losses(db, running.id) == []
+def test_row_losses_that_are_said_again_are_replaced(db: Database, running: Job) -> None:
+    assert row_losses.read(db, running.id) == []
     for loss in (0.5, 0.4):
         for step in (5, 0):
-            diagnoses.record_row_losses(db, running.id, running.fence, {"step": step, "loss": [loss, float(step)]})
-        diagnoses.record_diagnosis(db, running.id, running.fence, {"verdict": f"loss {loss}"})
-    assert diagnoses.row_losses(db, running.id) == [{"step": 0, "loss": [0.4, 0.0]}, {"step": 5, "loss": [0.4, 5.0]}]
-    assert diagnoses.diagnosis(db, running.id) == {"verdict": "loss 0.4"}
+            row_losses.record(db, running.id, running.fence, {"step": step, "loss": [loss, float(step)]})
+    assert row_losses.read(db, running.id) == [{"step": 0, "loss": [0.4, 0.0]}, {"step": 5, "loss": [0.4, 5.0]}]
 
 
 def test_checkpoints_are_listed_highest_step_first_once_they_have_names(db: Database, running: Job) -> None:

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from tunesmith.cli import app
-from tunesmith.diagnosis import history, report, watch
+from tunesmith.diagnosis import history, report
 from tunesmith.diagnosis.history import History
-from tunesmith.domain.findings import Diagnosis, Finding
+from tunesmith.domain.findings import Diagnosis
 
 KNOWN = {"n_epochs": 3, "batch_size": 8, "base_learning_rate": 3.7e-4, "learning_rate_multiplier": 1.0}
 
@@ -119,16 +119,3 @@ def test_what_is_not_finite_comes_first() -> None:
     points = [{"step": step, "train_loss": 1.0 if step < 9 else float("nan")} for step in range(1, 12)]
     found = report.diagnose(history.from_points(points, hyperparameters=KNOWN))
     assert codes(found) == ["non_finite"] and found.findings[0].steps == (9, 9)
-
-
-def test_a_finding_is_said_once_it_stands_and_withdrawn_aloud() -> None:
-    finding = Finding("overfitting", "warning", 0.9, "It overfits.", "Train less.")
-    heard = watch.Watch()
-    said = [
-        heard.hear(step, given) for step, given in enumerate([[finding], [], [finding], [finding], [finding], [], [], [finding], [finding]])
-    ]
-    assert [[event.key for event in events] for events in said] == [
-        [], [], [], ["finding:overfitting:1"], [], [], ["withdrawn:overfitting:1"], [], ["finding:overfitting:2"],
-    ]  # fmt: skip
-    info = Finding("converged", "info", 0.9, "It converged.", "Nothing.")
-    assert watch.Watch().hear(1, [info]) == []

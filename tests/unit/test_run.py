@@ -229,6 +229,17 @@ def test_a_step_said_after_its_checkpoint_is_not_said_again(
     assert {event["key"]: event["message"] for event in run.events} == {event["key"]: event["message"] for event in done.events}
 
 
+def test_rows_of_a_step_whose_figures_were_not_out_are_there_once(
+    done: tunesmith.Run, home: Settings, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Paused in the evaluation of step 5, gone on with, killed between the rows' losses and the figures."""
+    train(home, files, tmp_path / "run", request=pause_at(9))
+    path = tmp_path / "run" / "row_losses.jsonl"
+    path.write_text("".join((done.directory / path.name).read_text().splitlines(keepends=True)[:2]))
+    run = train(home, files, tmp_path / "run")
+    assert run.row_losses == done.row_losses and timeless(run.metrics) == timeless(done.metrics)
+
+
 def torn(directory: Path) -> None:
     """A kill while a line was written, after the newest checkpoint."""
     with (directory / "metrics.jsonl").open("a") as file:

@@ -7,7 +7,7 @@ series and are never joined.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -55,10 +55,6 @@ class Series:
         kept = self.steps <= step
         return Series(self.steps[kept], self.values[kept])
 
-    def halved(self) -> Series:
-        """Return every second point, the last one included."""
-        return Series(self.steps[::-2][::-1], self.values[::-2][::-1])
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -90,7 +86,6 @@ class History:
     finished: bool = True
     usual_learning_rate: float | None = None
     non_finite_step: int | None = None
-    num_classes: int | None = None
     rows: Rows | None = None
     data_findings: Sequence[Finding] = ()
     checkpoint_steps: Sequence[int] = ()
@@ -103,15 +98,6 @@ class History:
     def last_step(self) -> int:
         """The last step with any figure."""
         return int(max((series.steps[-1] for series in self.series.values() if len(series)), default=0))
-
-    def until(self, step: float) -> History:
-        """Return what was known at a step."""
-        rows = self.rows
-        if rows is not None:
-            kept = [i for i, at in enumerate(rows.steps) if at <= step]
-            rows = Rows([rows.steps[i] for i in kept], rows.lines, rows.num_targets_R, rows.loss_ER[kept]) if kept else None
-        cut = {name: series.until(step) for name, series in self.series.items()}
-        return replace(self, series=cut, rows=rows, finished=False)
 
 
 def from_points(points: Iterable[Mapping[str, Any]], **facts: Any) -> History:

@@ -19,7 +19,7 @@ from tunesmith.domain.findings import Change, Finding, Severity
 
 
 class Limits(NamedTuple):
-    """The thresholds. "OverfitGuard": its 419 labelled histories; "causes": the rule-making half of benchmarks/diagnosis/runs.jsonl.gz."""
+    """The thresholds. Only `rise` is set by data (OverfitGuard's 419 labelled histories); the others are first guesses, not measured."""
 
     #: A validation loss that ends this far above its least has risen (OverfitGuard: 4 to 5 % separate best).
     rise: float = 0.045
@@ -31,7 +31,7 @@ class Limits(NamedTuple):
     learnt: float = 0.02
     #: A run is slow if its loss fell by less than this share, and still falls.
     slow: float = 0.25
-    #: Share of all its fall that a training loss has in its last quarter while it still improves (causes).
+    #: Share of all its fall that a training loss has in its last quarter while it still improves.
     still: float = 0.10
     #: ... that a validation loss has from its last but one evaluation to its last.
     still_valid: float = 0.10

@@ -55,14 +55,6 @@ def level(values: Floats, share: float = 0.1, at_least: int = 3) -> tuple[float,
     return float(values[:count].mean()), float(values[-count:].mean())
 
 
-def rank_correlation(a: Floats, b: Floats) -> float:
-    """Return Spearman's coefficient; 0 where one of them is constant."""
-    first, second = (np.argsort(np.argsort(x)).astype(float) for x in (a, b))
-    if min(np.ptp(a), np.ptp(b)) == 0 or len(a) < 3:
-        return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
-
-
 def autocorrelation(values: Floats) -> float:
     """Return the correlation of each value with the next, after a straight trend is taken off; near 0 is pure noise."""
     if len(values) < 6:

@@ -1,7 +1,4 @@
-"""What a diagnosis says: findings, the checkpoint to use, the next run. Knows not how it was found out.
-
-The codes are in docs/diagnosis.md, one section each: how it looks, what it means, what to do.
-"""
+"""What a diagnosis says: findings, the checkpoint to use, the next run. Knows not how it was found out."""
 
 from __future__ import annotations
 
@@ -46,8 +43,8 @@ class Change:
 class Finding:
     """One thing that was seen. `message` says what, `advice` what to do; `evidence` are the numbers that show it.
 
-    `confidence` is the share of cases in which such a finding was right on the runs it was measured on, 0 to 1. `steps` are
-    the first and the last it is about, None for one about the data. `lines` are those of the file that `evidence` names.
+    `confidence`, 0 to 1, says how sure it is: 1 for facts, for the rest a judgement that is not measured yet. `steps` are the first
+    and the last it is about, None for one about the data. `lines` are those of the file that `evidence` names.
     """
 
     code: str

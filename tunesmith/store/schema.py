@@ -131,10 +131,6 @@ metrics = Table(
     UniqueConstraint("job_id", "seq"),
 )
 
-diagnoses = Table(
-    "diagnoses", metadata, Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True), Column("data", _Json, nullable=False)
-)
-
 row_losses = Table(
     "row_losses",
     metadata,

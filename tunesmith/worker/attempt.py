@@ -28,9 +28,9 @@ from tunesmith.domain.runs import Checkpoint, MetricPoint
 from tunesmith.domain.specs import ResolvedSpec
 from tunesmith.errors import CheckpointDamaged, LeaseLost, TunesmithError
 from tunesmith.services import Context, bases
-from tunesmith.store import diagnoses
 from tunesmith.store import jobs as job_store
 from tunesmith.store import queue as job_queue
+from tunesmith.store import row_losses
 from tunesmith.store.files import FileRow
 from tunesmith.store.jobs import CheckpointRow
 from tunesmith.store.models import ModelRow
@@ -193,7 +193,7 @@ class Attempt:
             elif kind == "metric":
                 self._metric(MetricPoint(**content))
             elif kind == "row_losses":
-                diagnoses.record_row_losses(self.context.db, self.job.id, self.job.fence, content)
+                row_losses.record(self.context.db, self.job.id, self.job.fence, content)
             elif kind == "checkpoint":
                 self._flush()
                 self._publish(Checkpoint(**content | {"directory": Path(content["directory"])}))

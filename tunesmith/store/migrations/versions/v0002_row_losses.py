@@ -1,4 +1,4 @@
-"""The diagnosis of a job, and what it reads besides metrics: each validation example's loss, and what was found in the data."""
+"""What a diagnosis reads besides metrics: each validation example's loss, and what was found in the data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Add two tables and a column."""
+    """Add the table and the column."""
     op.create_table(
         "row_losses",
         sa.Column("job_id", sa.Text, nullable=False),
@@ -18,12 +18,5 @@ def upgrade() -> None:
         sa.Column("data", sa.JSON, nullable=False),
         sa.PrimaryKeyConstraint("job_id", "step", name="row_losses_pk"),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="row_losses_job_id_fk"),
-    )
-    op.create_table(
-        "diagnoses",
-        sa.Column("job_id", sa.Text, nullable=False),
-        sa.Column("data", sa.JSON, nullable=False),
-        sa.PrimaryKeyConstraint("job_id", name="diagnoses_pk"),
-        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="diagnoses_job_id_fk"),
     )
     op.add_column("jobs", sa.Column("data_findings", sa.JSON, nullable=True))
