@@ -7,7 +7,7 @@ series and are never joined.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,16 @@ class History:
     def __getitem__(self, name: str) -> Series:
         """Return a series, empty where nothing was logged."""
         return self.series.get(name, _EMPTY)
+
+    def until(self, step: float) -> History:
+        """Return what was known at a step, the run not being over."""
+        rows = self.rows
+        if rows is not None:
+            kept = [i for i, at in enumerate(rows.steps) if at <= step]
+            rows = Rows([rows.steps[i] for i in kept], rows.lines, rows.num_targets_R, rows.loss_ER[kept]) if kept else None
+        broken = self.non_finite_step if self.non_finite_step is not None and self.non_finite_step <= step else None
+        cut = {name: series.until(step) for name, series in self.series.items()}
+        return replace(self, series=cut, rows=rows, finished=False, non_finite_step=broken)
 
     @property
     def last_step(self) -> int:
