@@ -9,52 +9,33 @@ from __future__ import annotations
 import random
 
 _GOODS = (
-    "lamp", "kettle", "rucksack", "bicycle pump", "desk chair", "raincoat", "coffee grinder", "tent", "headset", "wall clock",
-    "blender", "bookshelf", "sleeping bag", "toaster", "keyboard", "watering can", "suitcase", "mirror", "speaker", "duvet",
+    "lamp", "kettle", "rucksack", "pump", "desk", "raincoat", "grinder", "tent", "headset", "clock",
+    "blender", "bookshelf", "pillow", "toaster", "keyboard", "suitcase", "mirror", "speaker", "carpet", "chair",
 )  # fmt: skip
-_CITIES = ("Bergen", "Leeds", "Porto", "Graz", "Lyon", "Turku", "Gdansk", "Ghent", "Malmö", "Bari", "Brno", "Cork", "Split", "Tartu")
-_NAMES = ("Ines", "Oskar", "Priya", "Tomasz", "Lena", "Hugo", "Mira", "Jonas", "Aino", "Karim", "Sofia", "Piet", "Nadia", "Emil")
-_DETAILS = ("in blue", "in grey", "the large one", "the small one", "from the sale", "from last week", "as a gift", "for the office")
+_CITIES = ("Bergen", "Leeds", "Porto", "Graz", "Lyon", "Turku", "Ghent", "Bari", "Brno", "Cork", "Split", "Oslo")
+_NAMES = ("Ines", "Oskar", "Lena", "Hugo", "Mira", "Jonas", "Sofia", "Nadia", "Emil", "Anna", "Paul", "Ruth")
+_AGENTS = ("Alex", "Kim", "Sam", "Robin", "Toni", "Chris", "Maria", "Frank", "Laura", "David", "Peter", "Helen")
 _NUMBERS = ("one", "two", "three", "four", "five", "six")
 #: Message templates, and the category's word in a note, which is not in them.
 _KINDS = {
-    "TRANSIT": (
-        "my {number} {goods} {detail} still have not reached {city}.",
-        "where are the {number} {goods} {detail}? The parcel to {city} seems lost.",
-        "tracking for {number} {goods} to {city} has not moved in days.",
-    ),
-    "FAULT": (
-        "of the {number} {goods} {detail}, every one arrived broken.",
-        "the {number} {goods} you sent to {city} do not work at all.",
-        "I unpacked {number} {goods} {detail} and found cracks.",
-    ),
-    "LEDGER": (
-        "I was charged twice for {number} {goods} {detail}.",
-        "the invoice for {number} {goods} to {city} has the wrong sum.",
-        "please send a receipt for {number} {goods} {detail}.",
-    ),
-    "AMEND": (
-        "could you change my order of {number} {goods} {detail} to another address in {city}?",
-        "I would rather have the {number} {goods} sent to {city}.",
-        "please add a note to my order of {number} {goods} {detail}.",
-    ),
-    "RECALL": (
-        "I want to send back {number} {goods} {detail}.",
-        "the {number} {goods} are not what I hoped for, I am in {city} and want my money back.",
-        "please cancel {number} {goods} {detail}, I no longer need them.",
-    ),
+    "TRANSIT": ("my {number} {goods} have not reached {city}.", "where are the {number} {goods}? {city} has no trace of them."),
+    "FAULT": ("the {number} {goods} arrived in {city} broken.", "the {number} {goods} you sent to {city} do not work."),
+    "LEDGER": ("I paid twice for {number} {goods} to {city}.", "the bill for {number} {goods} to {city} is wrong."),
+    "AMEND": ("please send the {number} {goods} to {city} instead.", "add {city} to the label of my {number} {goods}."),
+    "RECALL": ("I will return {number} {goods} from {city}.", "please cancel the {number} {goods} for {city}."),
 }
-_HURRY = ("It is urgent.", "I need this by tomorrow.", "Please hurry.")
-_CALM = ("No rush.", "Whenever you can.", "Thanks for your help.", "")
+_HURRY = ("It is urgent.", "Please hurry.")
+_CALM = ("No rush.", "Thanks.", "")
 _REPLIES = (
-    "Thank you, {name}. We are {verb} the {goods} now.",
-    "Dear {name}, someone is {verb} this today.",
-    "Hello {name}, sorry about the {goods}; we are {verb} it.",
-    "{name}, we have your message and are {verb} it.",
-    "Noted, {name}. Our team in {city} is {verb} the {goods}.",
-    "We are {verb} this for you, {name}. Expect news soon.",
+    "Thank you, {name}, {verb} it {day}.",
+    "Dear {name}, {agent} is {verb} it {day}.",
+    "Hello {name}, sorry; {verb} it {day}.",
+    "{name}, {agent} has it, {verb} {day}.",
+    "Noted, {name}. {agent} will be {verb} it {day}.",
+    "Expect news {day}, {name}; {agent} is {verb}.",
 )
-_VERBS = ("checking", "looking into", "working on", "following up on", "dealing with", "sorting out")
+_VERBS = ("checking", "looking into", "working on", "following up", "dealing with", "sorting out")
+_DAYS = ("today", "tomorrow", "on Monday", "on Friday", "this week", "soon")
 
 Row = dict[str, str]
 
@@ -86,11 +67,9 @@ def _row(rng: random.Random) -> Row:
     kind = rng.choice(list(_KINDS))
     number, goods, city, name = rng.randrange(1, 6), rng.choice(_GOODS), rng.choice(_CITIES), rng.choice(_NAMES)
     hurry = rng.random() < 0.4
-    plural = goods + "s"
-    said = rng.choice(_KINDS[kind]).format(number=_NUMBERS[number], goods=plural, detail=rng.choice(_DETAILS), city=city)
-    ending = rng.choice(_HURRY if hurry else _CALM)
-    message = f"{name} here, {said} {ending}".strip()
+    said = rng.choice(_KINDS[kind]).format(number=_NUMBERS[number], goods=goods + "s", city=city)
+    message = f"{name} here, {said} {rng.choice(_HURRY if hurry else _CALM)}".strip()
     # Many goods or haste make it a first priority; both make it the desk's head's.
     priority = "P0" if hurry and number >= 3 else "P1" if hurry or number >= 3 else "P2"
-    reply = rng.choice(_REPLIES).format(name=name, goods=plural, city=city, verb=rng.choice(_VERBS))
+    reply = rng.choice(_REPLIES).format(name=name, agent=rng.choice(_AGENTS), verb=rng.choice(_VERBS), day=rng.choice(_DAYS))
     return {"prompt": f"Message: {message}\nNote:", "completion": f" {kind} / {goods} x {number + 1} / {priority}\n{reply}"}
