@@ -35,8 +35,7 @@ class Condition:
 def _conditions() -> list[Condition]:
     plain: dict[str, Any] = {"n_epochs": 3, "batch_size": 8}
     small = plain | {"n_epochs": 5}
-    fast = {"n_epochs": 4, "batch_size": 8, "learning_rate_multiplier": 3}
-    patient = {"n_epochs": 6, "batch_size": 8, "early_stopping_patience": 1}
+    fast = {"n_epochs": 5, "batch_size": 8, "learning_rate_multiplier": 3, "learning_rate_schedule": "constant"}
     chosen = {"n_epochs": 12, "batch_size": 8, "select_by": "full_valid_loss"}
     healthy = [
         Condition("plain-200", HEALTHY, asked=plain, seeds=6),
@@ -44,24 +43,24 @@ def _conditions() -> list[Condition]:
         Condition("plain-400", HEALTHY, num_training=400, asked=plain | {"n_epochs": 2}),
         Condition("rate-0.6", HEALTHY, asked=plain | {"learning_rate_multiplier": 0.6}),
         Condition("rate-1.6", HEALTHY, asked=plain | {"learning_rate_multiplier": 1.6}),
+        # Ten times the rate that is chosen by itself: on this task it does better still, so nothing may be said against it.
+        Condition("rate-x10", HEALTHY, asked=plain | {"learning_rate_multiplier": 10}),
         Condition("no-dropout", HEALTHY, asked=plain | {"lora_dropout": 0.0}),
         Condition("batch-4", HEALTHY, asked=plain | {"batch_size": 4}),
         Condition("validation-32", HEALTHY, num_validation=32, asked=plain),
-        Condition("patient-100", HEALTHY, num_training=100, asked=patient, seeds=6),
         Condition("batch-8-fast", HEALTHY, num_training=60, asked=fast, seeds=6),
     ]
     faulty = [
         Condition("rate-1/30", "learning_rate_multiplier up", "plain-200", asked=plain | {"learning_rate_multiplier": 1 / 30}),
         Condition("rate-1/100", "learning_rate_multiplier up", "plain-200", asked=plain | {"learning_rate_multiplier": 1 / 100}),
-        Condition("rate-x10", "learning_rate_multiplier down", "plain-200", asked=plain | {"learning_rate_multiplier": 10}),
-        Condition("rate-x25", "learning_rate_multiplier down", "plain-200", asked=plain | {"learning_rate_multiplier": 25}),
+        Condition("rate-x25", "learning_rate_multiplier down", "plain-200", asked=plain | {"learning_rate_multiplier": 25}, seeds=6),
         Condition("rows-20", "training_data more", "plain-100", num_training=20, asked={"n_epochs": 5, "batch_size": 4}, seeds=8),
         Condition("epochs-few", "n_epochs up", "plain-100", num_training=100, asked={"n_epochs": 1, "batch_size": 8}, seeds=8),
         Condition("epochs-many", "n_epochs down", "plain-100", num_training=100, asked={"n_epochs": 14, "batch_size": 8}, seeds=6),
         Condition("noise-20", "training_data clean", "plain-200", answer_noise=0.2, asked=plain),
         Condition("noise-40", "training_data clean", "plain-200", answer_noise=0.4, asked=plain),
         Condition("leak", "validation_data clean", "chosen-60", num_training=60, leaked=0.8, asked=chosen),
-        Condition("validation-8", "validation_data more", "patient-100", num_training=100, num_validation=8, asked=patient, seeds=6),
+        Condition("validation-8", "validation_data more", "plain-100", num_training=100, num_validation=8, asked=small, seeds=6),
         Condition("batch-1", "batch_size up", "batch-8-fast", num_training=60, asked=fast | {"batch_size": 1}, seeds=6),
         Condition("batch-64", "batch_size down", "plain-200", asked=plain | {"batch_size": 64}),
         Condition("prompt-in-loss", "prompt_in_loss off", "plain-100", num_training=100, prompt_in_loss=True, asked=small, seeds=6),

@@ -6,10 +6,15 @@ import math
 
 import numpy as np
 
+from tunesmith.diagnosis import series as stats
+from tunesmith.diagnosis.history import Floats, Series
+from tunesmith.diagnosis.limits import LIMITS
 from tunesmith.diagnosis.view import View
 from tunesmith.domain.findings import CheckpointChoice, Finding
 
 _Z90 = 1.645
+#: Student's t for a 90 % interval, by the number of values.
+_T90 = {3: 2.92, 4: 2.35, 5: 2.13, 6: 2.02, 7: 1.94, 8: 1.89, 9: 1.86, 10: 1.83, 12: 1.80, 15: 1.76, 20: 1.73, 30: 1.70}
 
 
 def choose(view: View, findings: list[Finding]) -> CheckpointChoice | None:
@@ -48,22 +53,33 @@ def _nearest(steps: list[int], wanted: float) -> int:
 
 
 def _score(view: View, step: int) -> dict[str, object] | None:
-    """Return the metric to expect, with its 90 % interval.
+    """Return the metric to expect on new data, with its 90 % interval.
 
-    Not the value at the step, which may have been picked for being high, but the mean of the evaluations around it; the interval is
-    the binomial one for the validation set's size, or the series' own noise where that is not known.
+    Not the value at the step, which may have been picked for being high, but the mean of the evaluations up to it between which no trend
+    is seen. The interval is that of one more draw: their spread (Student's t), and the binomial error of the validation set where its
+    size is known, each row counted once. Token accuracy is no share of rows, so for it the interval is on the wide side.
     """
     name, metric = view.metric
-    if not name or len(metric.after(0)) < 1:
+    known = metric.after(0).until(step)
+    if not name or not len(known):
         return None
-    metric = metric.after(0)
-    at = int(np.argmin(np.abs(metric.steps - step)))
-    width = min(2, len(metric) // 6)
-    around = metric.values[max(0, at - 2 * width) : at + width + 1]
-    value = float(around.mean())
-    count = view.history.num_validation
-    if not count and (len(metric) < 4 or np.ptp(metric.values) == 0):
+    tail = _level(known.values)
+    count, several = view.history.num_validation, len(tail)
+    if not count and several < 3:
         return None  # neither the set's size nor the series says how far to trust it
-    error = math.sqrt(max(value * (1 - value), 0.0) / count) if count else float(np.std(metric.values[-5:]))
-    low, high = max(0.0, value - _Z90 * error), min(1.0, value + _Z90 * error)
-    return {"name": name, "value": round(value, 4), "low": round(low, 4), "high": round(high, 4)}
+    value = float(tail.mean())
+    error = _Z90 * math.sqrt(max(value * (1 - value), 0.0) / count) if count else 0.0
+    if several >= 3:
+        spread = _T90[max(size for size in _T90 if size <= several)] * float(np.std(tail, ddof=1))
+        error = math.hypot(error, spread / math.sqrt(several) if count else spread * math.sqrt(1 + 1 / several))
+    return {"name": name, "value": round(value, 4), "low": round(max(0.0, value - error), 4), "high": round(min(1.0, value + error), 4)}
+
+
+def _level(values: Floats) -> Floats:
+    """Return the longest tail, half of the series at most, that has no trend beyond noise; at least the last value."""
+    for count in range(len(values) // 2, 3, -1):
+        tail = values[-count:]
+        _, surely = stats.slope(Series(np.arange(count, dtype=float), tail))
+        if np.ptp(tail) == 0 or abs(surely) < LIMITS.differ:
+            return tail
+    return values[-1:] if len(values) < 8 else values[-3:]

@@ -13,14 +13,16 @@ _MAD = 1.4826
 
 
 def noise(values: Floats) -> float:
-    """Return the standard deviation of what changes from point to point: that of the second differences, robustly, over √6.
+    """Return the standard deviation of what changes from point to point, from differences, robustly. 0 for fewer than 4 points.
 
-    Second differences, because a straight trend has none; a robust scale, because spikes are no noise. 0 for fewer than 4 points.
+    The k-th differences of white noise have its deviation times the root of the sum of squared binomials: √6 for the second, √20 for the
+    third. Second differences have nothing of a straight trend; third ones, taken from 6 points on, nothing of a bend either. A robust
+    scale, because spikes are no noise.
     """
     if len(values) < 4:
         return 0.0
-    second = np.diff(values, 2)
-    return float(_MAD * np.median(np.abs(second)) / math.sqrt(6))
+    order, scale = (3, 20) if len(values) >= 6 else (2, 6)
+    return float(_MAD * np.median(np.abs(np.diff(values, order))) / math.sqrt(scale))
 
 
 def smoothed(values: Floats, window: int = 10) -> Floats:
@@ -64,3 +66,26 @@ def autocorrelation(values: Floats) -> float:
     if np.ptp(rest) == 0:
         return 0.0
     return float(rest[1:] @ rest[:-1] / (rest @ rest))
+
+
+def turns(values: Floats) -> int:
+    """Return how often a series changes its direction."""
+    ways = np.sign(np.diff(values))
+    ways = ways[ways != 0]
+    return int((ways[1:] != ways[:-1]).sum())
+
+
+def order(values: Floats) -> tuple[float, float, float]:
+    """Return how far place explains rank: adjusted R² of a parabola, R² of a straight line, and that line's t value without its sign.
+
+    Ranks, so that a spike counts for no more than being highest. 0 for fewer than 4 points.
+    """
+    n = len(values)
+    if n < 4:
+        return 0.0, 0.0, 0.0
+    ranks, place = np.argsort(np.argsort(values)).astype(float), np.arange(n)
+    ranks -= ranks.mean()
+    rest = ranks - np.polyval(np.polyfit(place, ranks, 2), place)
+    bend = 1 - float(rest @ rest) / float(ranks @ ranks) * (n - 1) / (n - 3)
+    rho = float(np.corrcoef(place, ranks)[0, 1])
+    return bend, rho * rho, abs(rho) * math.sqrt((n - 2) / max(1 - rho * rho, 1e-12))

@@ -8,8 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
+from tunesmith.diagnosis import advice
 from tunesmith.diagnosis import series as stats
 from tunesmith.diagnosis.history import Floats, History, Series
+from tunesmith.diagnosis.limits import LIMITS
 
 #: Below this share of the first value a loss counts as nothing, so that a rise from 1e-6 to 2e-6 is none.
 _FLOOR = 1e-3
@@ -62,7 +64,10 @@ class View:
         if self.is_full and len(self.loss) < 12 and (paired := self.paired_error(-2, -1)) is not None:
             return paired / math.sqrt(2)
         # Without the base model's: the first fall is no noise.
-        return stats.smoothed_noise(self.loss.after(0).values)
+        values = self.loss.after(0).values
+        if len(values) < 6 and stats.turns(values) <= 1:
+            return 0.0  # so few points that go one way, or one way and back, show no noise, only their bend
+        return stats.smoothed_noise(values)
 
     @cached_property
     def best(self) -> int:
@@ -85,6 +90,19 @@ class View:
         gap = float(self.smooth[-1] - self.smooth[self.best])
         return gap / (self.sigma * math.sqrt(2)) if self.sigma > 0 else math.inf if gap > 0 else 0.0
 
+    @property
+    def has_risen(self) -> bool:
+        """Whether the followed loss ends above its least, beyond noise."""
+        if self.is_noise or self.rise <= LIMITS.rise:
+            return False
+        if len(self.loss) < 12:  # noise cannot be told well from so few: two evaluations in a row must be clearly above the least
+            least = float(self.smooth[self.best])
+            if len(self.smooth) - self.best > 2 and float(self.smooth[-2:].min()) > (1 + 2 * LIMITS.rise) * least:
+                return True
+            if self.sigma == 0.0:
+                return self.rise > 2 * LIMITS.rise or len(self.smooth) - self.best > 2
+        return self.rise_in_noise > LIMITS.sure
+
     @cached_property
     def progress(self) -> float:
         """How much of its first value the followed loss lost at best."""
@@ -103,12 +121,56 @@ class View:
         return stats.level(self.train.values) if len(self.train) else (math.nan, math.nan)
 
     @cached_property
-    def is_noise(self) -> bool:
-        """Whether the followed loss is hardly more than sampling noise."""
-        values = self.loss.values
-        if len(values) < 6 or np.ptp(values) == 0:
+    def train_share(self) -> float:
+        """The share of the training loss's whole fall that came in its last quarter; 0 where it did not fall."""
+        if len(self.train) < 4:
+            return 0.0
+        fall = self.train_ends[0] - min(self._quarters[1], self.train_ends[1])
+        return (self._quarters[0] - self._quarters[1]) / fall if fall > 0 else 0.0
+
+    @cached_property
+    def train_falls(self) -> bool:
+        """Whether the training loss still fell in its last quarter, beyond noise."""
+        if len(self.train) < 4:
             return False
-        return stats.noise(values) > 0.5 * float(np.std(values)) and stats.autocorrelation(values) < 0.3
+        error = self.train_noise * math.sqrt(2 / max(2, len(self.train) // 4))
+        return self.train_share > LIMITS.still and self._quarters[0] - self._quarters[1] > LIMITS.differ * error
+
+    @cached_property
+    def _quarters(self) -> tuple[float, float]:
+        """The mean training loss of the last quarter but one, and of the last."""
+        count = max(2, len(self.train) // 4)
+        return float(self.train.values[-2 * count : -count].mean()), float(self.train.values[-count:].mean())
+
+    @cached_property
+    def valid_share(self) -> float | None:
+        """The share of the followed loss's whole fall that came with its last evaluation: 0 within noise, None if it cannot be told."""
+        if len(self.loss) < 3:
+            return None
+        fall, gain = float(self.smooth[0] - self.smooth.min()), float(self.smooth[-2] - self.smooth[-1])
+        error = self.paired_error(-2, -1) or self.sigma * math.sqrt(2)
+        return gain / fall if fall > 0 and gain > LIMITS.differ * error else 0.0
+
+    @cached_property
+    def rate_ratio(self) -> float | None:
+        """The learning rate as a multiple of the one that suits the model."""
+        return advice.rate_ratio(self.history)
+
+    @cached_property
+    def is_noise(self) -> bool:
+        """Whether the followed loss is hardly more than sampling noise.
+
+        By ranks, so that spikes count for little: neither a bend (a parabola, adjusted R²) nor a trend that is significant explains a
+        share of them worth speaking of, and neighbours are no more alike than others.
+        """
+        values = self.loss.values
+        if len(values) < 5 or np.ptp(values) == 0:
+            return False
+        if len(values) == 5:
+            return stats.turns(values) > 1 and stats.noise(values) > float(np.std(values))
+        bend, trend, surely = stats.order(values)
+        has_trend = trend > LIMITS.trend and surely > LIMITS.differ
+        return bend < LIMITS.bend and not has_trend and stats.autocorrelation(values) < LIMITS.alike
 
     def paired_error(self, before: int, after: int) -> float | None:
         """Return the standard error of the change of the full validation loss between two evaluations, by rows; None without them.

@@ -1,0 +1,56 @@
+"""The thresholds of all rules in one table, each with the data that set it."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Limits(NamedTuple):
+    """What decides. "OverfitGuard" are its 419 labelled training histories; "runs" is the development half of benchmarks/diagnosis."""
+
+    #: A validation loss that ends this far above its least has risen. OverfitGuard: 4 to 5 % separate best.
+    rise: float = 0.045
+    #: ... and surely so, enough to stop a run for it, from here on. OverfitGuard: of 375 that do not overfit none goes beyond 12.4 %.
+    surely_risen: float = 0.15
+    #: ... and by this many standard errors. OverfitGuard: any from 0 to 6 gives the same; 3 is the usual one.
+    sure: float = 3.0
+    #: Standard errors beyond which two values differ.
+    differ: float = 2.0
+    #: Fewest validation points, the base model's included, from which a trend can be told. Three lie on a parabola whatever they are.
+    few_points: int = 4
+    #: A loss is noise if place explains less than these shares of its ranks (a parabola; a straight line that is significant), and values
+    #: next to each other are less alike than this. Fifty-eight real fine-tunings that a reader looked at: all said to be noisy are below
+    #: .19, .26 and .1, all but one healthy above .33.
+    bend: float = 0.25
+    trend: float = 0.2
+    alike: float = 0.4
+    #: A training loss this many times its least has diverged.
+    diverged: float = 1.5
+    #: A learning rate this many times the model's own, or this small a share of it, is suspect.
+    fast_rate: float = 4.0
+    slow_rate: float = 0.2
+    #: Share of its first value that a loss must lose to have learnt at all.
+    learnt: float = 0.02
+    #: A run is slow if its loss lost less than this share of its first value and still falls, or twice this at a rate that is suspect.
+    slow: float = 0.12
+    #: Share of all its fall that a loss has in its last quarter, or since its last evaluation, while it still improves.
+    still: float = 0.10
+    #: Share of all its fall that a loss may move in its last quarter when it has converged.
+    converged: float = 0.02
+    #: Share of its value that a loss may drift over the last 60 % of a plateau.
+    plateau: float = 0.02
+    #: Noise from point to point, as a share of a training loss, from which a small batch says next to nothing.
+    noisy_step: float = 0.15
+    #: Share of the validation rows whose loss is far from all others' from which answers contradict each other.
+    odd_rows: float = 0.08
+    #: A training loss below this share of the validation loss, at this token accuracy, is memory.
+    memory_loss: float = 0.25
+    memory_accuracy: float = 0.97
+    #: A loss in nats, and an accuracy, that are too good to be true at the first evaluation.
+    perfect_loss: float = 1e-3
+    perfect_accuracy: float = 0.9999
+    #: lora_dropout above which the adapter sees too little.
+    dropout: float = 0.3
+
+
+LIMITS: Final = Limits()
