@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tunesmith.domain import ids
 from tunesmith.domain import models as model_names
 from tunesmith.domain.jobs import Request
 from tunesmith.domain.specs import AUTO, HYPERPARAMETERS
@@ -62,13 +63,14 @@ def worker(data_dir: DataDir = None) -> None:
     worker_module.main(Settings.load(data_dir=data_dir))
 
 
-def _train(data: Path, valid: Path | None, model: str, output: Path | None, json_output: bool, **options: str | None) -> None:
+def _train(data: Path, valid: Path | None, model: str, output: Path | None, json_output: bool, **options: str | bool | None) -> None:
     """Fine-tune a model on a JSONL file, with no server. The same command goes on with an interrupted run."""
     from rich.console import Console  # noqa: PLC0415
 
     from tunesmith import progress, run  # noqa: PLC0415
 
-    asked = {name: _value(text) for name, text in options.items() if text is not None}
+    given = {name: value for name, value in options.items() if value is not None}
+    asked: dict[str, Any] = {name: _value(value) if isinstance(value, str) else value for name, value in given.items()}
     with progress.RunProgress(Console(stderr=True)) as bar:
         result = run.train(
             data, model=model, valid=valid, output=output,
@@ -101,7 +103,10 @@ def _train_signature() -> inspect.Signature:
     for h in HYPERPARAMETERS:
         default = "none" if h.train_default is None else h.train_default
         words = f"{h.help} {h.accepted[0].upper()}{h.accepted[1:]}. Default: {default}.".replace("or null", "or 'none'")
-        parameters.append(option(h.name, Annotated[str | None, typer.Option(help=words, metavar="VALUE")], None))
+        if h.kind is bool:
+            parameters.append(option(h.name, Annotated[bool | None, typer.Option(help=f"{h.help} Default: {default}.")], None))
+        else:
+            parameters.append(option(h.name, Annotated[str | None, typer.Option(help=words, metavar="VALUE")], None))
     return inspect.Signature(parameters)
 
 
@@ -173,16 +178,42 @@ def chat(
 @app.command()
 def diagnose(
     log: Annotated[
-        Path, typer.Argument(help="A run folder, or any training log: CSV, step_metrics.csv, trainer_state.json, a model card.")
+        str, typer.Argument(help="A run folder, a job's id, or any training log: CSV, step_metrics.csv, trainer_state.json, a model card.")
     ],
     json_output: Json = False,
+    md: Annotated[bool, typer.Option("--md", help="Print a Markdown report.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curves with the findings on them, into this PNG.")] = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Say what happened in a run, which checkpoint to use and what to change."""
-    from tunesmith import logs  # noqa: PLC0415
-    from tunesmith.diagnosis import report  # noqa: PLC0415
+    from tunesmith.diagnosis import render, report  # noqa: PLC0415
 
-    found = report.diagnose(logs.read(log))
-    print(json.dumps(found.to_dict()) if json_output else report.text(found))
+    if md and json_output:
+        raise typer.BadParameter("give one of --json and --md", param_hint="--md")
+    history = _history(log, data_dir)
+    found = report.diagnose(history)
+    if plot is not None:
+        from tunesmith import plots  # noqa: PLC0415
+
+        plots.save_diagnosis(history, found, plot, title=log)
+    print(json.dumps(found.to_dict()) if json_output else render.markdown(found, log) if md else render.text(found))
+
+
+def _history(log: str, data_dir: Path | None) -> Any:
+    """Return the history behind a path or a job's id."""
+    from tunesmith import logs  # noqa: PLC0415
+
+    if not log.startswith(ids.JOB) or Path(log).exists():
+        return logs.read(Path(log))
+    from tunesmith import services  # noqa: PLC0415
+    from tunesmith.services import diagnoses  # noqa: PLC0415
+    from tunesmith.settings import Settings  # noqa: PLC0415
+
+    context = services.open(Settings.load(data_dir=data_dir))
+    try:
+        return diagnoses.history(context.db, log)
+    finally:
+        context.close()
 
 
 @app.command()

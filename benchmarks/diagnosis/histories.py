@@ -167,7 +167,7 @@ def peft(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         raw_best.append(max(values) - test)
         raw_last.append(values[-1] - test)
     return {
-        "runs": len(gaps), "mean_error_points": 100 * float(np.mean(gaps)), "mean_absolute_error_points": 100 * float(np.mean(np.abs(gaps))),
+        "runs": len(gaps), "mean_error_points": 100 * float(np.mean(gaps)), "mean_distance_points": 100 * float(np.mean(np.abs(gaps))),
         "covered": covered / len(gaps),
         "median_width_points": 100 * float(np.median(widths)),
         "best_raw_error_points": 100 * float(np.mean(raw_best)), "last_raw_error_points": 100 * float(np.mean(raw_last)),

@@ -116,9 +116,10 @@ def make(condition: Condition, seed: int, rows: dict[str, list[desk.Row]] | None
         except TrainingFailed as failed:
             diverged, run = str(failed), tunesmith.Run(Path(folder) / "run")
         record: Record = {
-            "id": f"{condition.name}#{seed}", "condition": condition.name, "seed": seed, "cause": condition.cause, "error": diverged,
+            "id": f"{condition.name}#{seed}", "condition": condition.name, "seed": seed, "error": diverged,
             "hyperparameters": {key: value for key, value in run.spec["resolved"].items() if key not in ("reasons", "plan")},
-            "metrics": [_short(point) for point in run.metrics], "row_losses": run.row_losses, "data_findings": run.data_findings, "result": run.result,
+            "metrics": [_short(point) for point in run.metrics], "row_losses": run.row_losses,
+            "data_findings": run.data_findings, "result": run.result,
         }  # fmt: skip
         network, tokenizer = _load(run, diverged is not None)
         examples = data.load(paths["test"], tokenizer, _LENGTH).examples

@@ -14,7 +14,7 @@ from sqlalchemy import exc, select, text, update
 from tunesmith.domain.jobs import MOVES, TERMINAL, Event, Job, JobError, Status
 from tunesmith.domain.runs import MetricPoint
 from tunesmith.errors import FileNotFound, InvalidRequest, JobNotFound, LeaseLost, ModelNotFound
-from tunesmith.store import files, jobs, models, queue, row_losses, schema
+from tunesmith.store import diagnoses, files, jobs, models, queue, schema
 from tunesmith.store.database import Database
 from tunesmith.store.files import FileRow
 from tunesmith.store.models import ModelRow
@@ -224,7 +224,8 @@ FENCED: dict[str, Callable[[Database, Job, int], object]] = {
     "drop_checkpoints": lambda db, job, fence: jobs.drop_checkpoints(db, job.id, fence, [checkpoint(job, 5).id]),
     "move": lambda db, job, fence: jobs.move(db, job.id, fence, "failed", error=JobError("c", "m"), events=[Event("late", key="late")]),
     "finish_succeeded": lambda db, job, fence: jobs.finish_succeeded(db, job.id, fence, **ending(job)),
-    "row_losses.record": lambda db, job, fence: row_losses.record(db, job.id, fence, {"step": 5, "loss": [0.5]}),
+    "diagnoses.record_row_losses": lambda db, job, fence: diagnoses.record_row_losses(db, job.id, fence, rows_of(5, 0.5)),
+    "diagnoses.record": lambda db, job, fence: diagnoses.record(db, job.id, fence, {"step": 5, "verdict": "sound"}),
     "heartbeat": lambda db, job, fence: queue.heartbeat(db, job.id, fence),
     "release": lambda db, job, fence: queue.release(db, job.id, fence),
 }
@@ -243,12 +244,24 @@ def test_a_stale_fence_writes_nothing(db: Database, running: Job, name: str) -> 
     assert everything(db) != before, "the right fence writes"
 
 
+def rows_of(step: int, loss: float, of: str = "validation") -> dict[str, Any]:
+    return {"step": step, "of": of, "loss": [loss]}
+
+
 def test_row_losses_that_are_said_again_are_replaced(db: Database, running: Job) -> None:
-    assert row_losses.read(db, running.id) == []
+    assert diagnoses.row_losses(db, running.id) == []
     for loss in (0.5, 0.4):
         for step in (5, 0):
-            row_losses.record(db, running.id, running.fence, {"step": step, "loss": [loss, float(step)]})
-    assert row_losses.read(db, running.id) == [{"step": 0, "loss": [0.4, 0.0]}, {"step": 5, "loss": [0.4, 5.0]}]
+            diagnoses.record_row_losses(db, running.id, running.fence, rows_of(step, loss + step))
+    diagnoses.record_row_losses(db, running.id, running.fence, rows_of(5, 0.1, "training"))
+    assert diagnoses.row_losses(db, running.id) == [rows_of(0, 0.4), rows_of(5, 0.1, "training"), rows_of(5, 5.4)]
+
+
+def test_a_job_has_one_diagnosis_the_newest(db: Database, running: Job) -> None:
+    assert diagnoses.read(db, running.id) is None
+    for step in (5, 10):
+        diagnoses.record(db, running.id, running.fence, {"step": step, "verdict": "sound"})
+    assert diagnoses.read(db, running.id) == {"step": 10, "verdict": "sound"}
 
 
 def test_checkpoints_are_listed_highest_step_first_once_they_have_names(db: Database, running: Job) -> None:

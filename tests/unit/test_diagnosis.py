@@ -88,9 +88,10 @@ def test_rows_that_contradict_the_others() -> None:
     loss[1] += np.linspace(0, 0.1, 40)
     lines = list(range(1, 41))
     evaluations = [{"step": 0, "loss": loss[0].tolist(), "lines": lines, "num_targets": [20] * 40}, {"step": 75, "loss": loss[1].tolist()}]
-    assert report.diagnose(history.from_points([{"step": 75, "train_loss": 0.5}], rows=history.rows(evaluations))).findings == ()
+    points = [{"step": 0, "full_valid_loss": 3.0}, {"step": 75, "train_loss": 0.5, "full_valid_loss": 0.55}]
+    assert codes(report.diagnose(history.from_points(points, rows=history.rows(evaluations)))) == []
     evaluations[1]["loss"][:8] = [4.0] * 8  # type: ignore[index]
-    found = report.diagnose(history.from_points([{"step": 75, "train_loss": 0.5}], rows=history.rows(evaluations)))
+    found = report.diagnose(history.from_points(points, rows=history.rows(evaluations)))
     assert codes(found) == ["inconsistent_answers"] and sorted(found.findings[0].evidence["validation_lines"]) == lines[:8]
 
 
@@ -118,4 +119,4 @@ def test_a_constant_score_is_named_and_not_praised(tmp_path: Path) -> None:
 def test_what_is_not_finite_comes_first() -> None:
     points = [{"step": step, "train_loss": 1.0 if step < 9 else float("nan")} for step in range(1, 12)]
     found = report.diagnose(history.from_points(points, hyperparameters=KNOWN))
-    assert codes(found) == ["non_finite"] and found.findings[0].steps == (9, 9)
+    assert codes(found) == ["non_finite", "no_validation"] and found.findings[0].steps == (9, 9)

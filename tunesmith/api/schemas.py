@@ -241,6 +241,23 @@ class Run(BaseModel):
     plan: Mapping[str, Any] | None
 
 
+class Diagnosis(BaseModel):
+    """Ours: what happened in a job, why, and what to do next, as of `step`. It is final once the job is over."""
+
+    id: str
+    status: jobs.Status
+    final: bool
+    step: int
+    verdict: str
+    findings: list[Mapping[str, Any]]
+    checkpoint: Mapping[str, Any] | None
+    next_hyperparameters: Mapping[str, Any]
+    plots: Mapping[str, str]
+    reading: str
+    rows: Mapping[str, Any]
+    cannot_tell: list[str]
+
+
 class Metric(BaseModel):
     """Ours: one step's figures under the job's gapless sequence number."""
 

@@ -39,6 +39,8 @@ def choose(view: View, findings: list[Finding]) -> CheckpointChoice | None:
             f"{_nearest(steps, float(found.evidence['best_step']))} instead, where the validation loss was least"
         )
         return CheckpointChoice(last, reason, _score(view, last))
+    if {"no_learning", "constant_metric", "pipeline_fault"} & codes.keys():
+        return CheckpointChoice(last, "none is clearly better than what training began with, so any will do", _score(view, last))
     return CheckpointChoice(last, "nothing earlier was better beyond noise", _score(view, last))
 
 

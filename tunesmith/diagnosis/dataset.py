@@ -237,29 +237,25 @@ def _leaked(train: Table, valid: Table, kind: str, pairs: Sequence[tuple[int, in
 # --- what tokenizing found ---
 
 
-def truncated_rows(role: Role, lines: Sequence[int], num_rows: int, max_length: int) -> Finding | None:
-    """Say which of a file's `num_rows` rows were cut at the end, being longer than `max_length` tokens; None where none was."""
+def truncated_rows(role: Role, rows: int, of: int, lines: Sequence[int], max_length: int) -> Finding:
+    """Say which of a file's rows were cut at the end, being longer than `max_length` tokens: `rows` of them, at `lines` the first."""
     words = f"are longer than max_length {max_length} tokens and were cut at the end."
     advice = "Raise max_length, shorten the prompts or divide the rows: a row that is cut teaches no ending, and the model may not stop."
-    reason = "the ends of their answers are lost"
-    return _cut("truncated_rows", role, lines, num_rows, max_length, words, advice, reason)
+    return _cut("truncated_rows", role, rows, of, lines, max_length, words, advice, "the ends of their answers are lost")
 
 
-def no_target_rows(role: Role, lines: Sequence[int], num_rows: int, max_length: int) -> Finding | None:
-    """Say which of a file's `num_rows` rows were left out, having no target token within `max_length`; None where none was."""
+def no_target_rows(role: Role, rows: int, of: int, lines: Sequence[int], max_length: int) -> Finding:
+    """Say which of a file's rows were left out, having no target token within `max_length`: `rows` of them, at `lines` the first."""
     words = f"have no target token within max_length {max_length} tokens and were left out."
     advice = "Raise max_length or shorten these prompts: they fill all of it, and their answers are never seen."
-    return _cut("no_target_rows", role, lines, num_rows, max_length, words, advice, "they were left out")
+    return _cut("no_target_rows", role, rows, of, lines, max_length, words, advice, "they were left out")
 
 
 def _cut(
-    code: str, role: Role, lines: Sequence[int], num_rows: int, max_length: int, words: str, advice: str, reason: str
-) -> Finding | None:
-    count = len(lines)
-    if not count:
-        return None
-    evidence = {"rows": count, "of": num_rows, "share": count / num_rows, "max_length": max_length, f"{role}_lines": [*lines[:MAX_LISTED]]}
-    words = f"{count} of {num_rows} {role} rows ({percent(count, num_rows)}) {words}"
-    severity: Severity = "warning" if count >= _MANY_CUT * num_rows else "info"
-    change = Change(f"{role}_data", f"{count} rows too long for max_length {max_length}", "none", reason)
+    code: str, role: Role, rows: int, of: int, lines: Sequence[int], max_length: int, words: str, advice: str, reason: str
+) -> Finding:  # fmt: skip
+    evidence = {"rows": rows, "of": of, "share": rows / of, "max_length": max_length, f"{role}_lines": [*lines[:MAX_LISTED]]}
+    words = f"{rows} of {of} {role} rows ({percent(rows, of)}) {words}"
+    severity: Severity = "warning" if rows >= _MANY_CUT * of else "info"
+    change = Change(f"{role}_data", f"{rows} rows too long for max_length {max_length}", "none", reason)
     return Finding(code, severity, 1.0, words, advice, evidence, changes=(change,))

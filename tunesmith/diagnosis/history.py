@@ -74,7 +74,8 @@ class History:
     """A run's series and what is known beside them; None is unknown.
 
     `hyperparameters` have the names of docs/hyperparameters.md. `usual_learning_rate` is the one that suits the model. `non_finite_step`
-    is where a figure was infinite or not a number. `data_findings` are those of `diagnosis.dataset`.
+    is where a figure was infinite or not a number. `rows` are validation's, `training_rows` all that was trained on, scored at the end;
+    `data_findings` are those of `diagnosis.dataset`.
     """
 
     series: Mapping[str, Series]
@@ -87,6 +88,7 @@ class History:
     usual_learning_rate: float | None = None
     non_finite_step: int | None = None
     rows: Rows | None = None
+    training_rows: Rows | None = None
     data_findings: Sequence[Finding] = ()
     checkpoint_steps: Sequence[int] = ()
 
@@ -102,7 +104,7 @@ class History:
             rows = Rows([rows.steps[i] for i in kept], rows.lines, rows.num_targets_R, rows.loss_ER[kept]) if kept else None
         broken = self.non_finite_step if self.non_finite_step is not None and self.non_finite_step <= step else None
         cut = {name: series.until(step) for name, series in self.series.items()}
-        return replace(self, series=cut, rows=rows, finished=False, non_finite_step=broken)
+        return replace(self, series=cut, rows=rows, training_rows=None, finished=False, non_finite_step=broken)
 
     @property
     def last_step(self) -> int:

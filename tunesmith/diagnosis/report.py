@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
-from tunesmith.diagnosis import advice, checkpoint, words
+from tunesmith.diagnosis import advice, checkpoint, examples, words
 from tunesmith.diagnosis.history import History
+from tunesmith.diagnosis.limits import LIMITS
 from tunesmith.diagnosis.rules import RULES
 from tunesmith.diagnosis.view import View
 from tunesmith.domain.findings import DATA_CODES, Diagnosis, Finding, ordered
@@ -17,11 +17,16 @@ _EXPLAINS: dict[str, set[str]] = {
     "divergence": {"slow_learning", "overfitting", "over_confidence", "still_improving", "no_learning", "plateau", "memorization",
                    "inconsistent_answers", "noisy_training"},
     "slow_learning": {"still_improving", "no_learning", "plateau", "inconsistent_answers"},
-    "overfitting": {"memorization", "still_improving", "no_learning", "metric_conflict"},
+    "overfitting": {"memorization", "still_improving", "no_learning", "metric_conflict", "too_little_data"},
     "over_confidence": {"memorization", "still_improving", "metric_conflict"},
     "too_little_data": {"overfitting", "over_confidence", "memorization", "still_improving", "low_variety"},
+    "pipeline_fault": {"divergence", "slow_learning", "no_learning", "noisy_training"},
+    "no_learning": {"plateau", "converged", "still_improving"},
+    "constant_metric": {"pipeline_fault", "no_learning", "plateau", "converged", "suspiciously_perfect"},
     "noisy_training": {"still_improving"},
-    "noisy_validation": {"overfitting", "over_confidence", "plateau", "converged"},
+    "still_improving": {"converged", "plateau"},
+    "plateau": {"converged"},
+    "noisy_validation": {"overfitting", "over_confidence", "plateau", "converged", "still_improving", "no_learning"},
     "leakage": {"overfitting", "over_confidence", "memorization", "suspiciously_perfect"},
 }  # fmt: skip
 
@@ -39,27 +44,9 @@ def diagnose(history: History) -> Diagnosis:
         next_hyperparameters=advice.next_hyperparameters(history, findings),
         plots=words.plots(view, verdict),
         reading=words.reading(view, findings),
+        rows=examples.worth_a_look(history),
         cannot_tell=tuple(_cannot_tell(view)),
     )
-
-
-def text(found: Diagnosis) -> str:
-    """Return a diagnosis as plain text."""
-    lines = [found.verdict, ""]
-    for finding in found.findings:
-        where = f", steps {finding.steps[0]} to {finding.steps[1]}" if finding.steps else ""
-        lines.append(f"{finding.severity}: {finding.code} (confidence {finding.confidence:.0%}{where})")
-        lines += [f"  {finding.message}", f"  {finding.advice}", *(f"  - {change.words()}" for change in finding.changes), ""]
-    if found.checkpoint:
-        lines.append(f"Checkpoint: step {found.checkpoint.step}, because {found.checkpoint.reason}.")
-        if score := found.checkpoint.score:
-            lines.append(
-                f"  Expect {words.called(str(score['name']))} {score['value']:.3g} ({score['low']:.3g} to {score['high']:.3g}) of it."
-            )
-    lines += [f"Next run: {json.dumps(found.next_hyperparameters)}", ""]
-    lines += [f"{name.replace('_', ' ').capitalize()}: {said}" for name, said in found.plots.items() if name != "overall"]
-    lines += ["", found.reading, "", "What these curves cannot tell:", *(f"- {what}" for what in found.cannot_tell)]
-    return "\n".join(lines)
 
 
 def settled(found: Sequence[Finding]) -> list[Finding]:
@@ -79,13 +66,19 @@ def _verdict(view: View, findings: Sequence[Finding]) -> str:
         first = grave[0].message
         more = len(grave) - 1
         return first + (f" And {more} more finding{'s' if more > 1 else ''}." if more else "")
+    if not len(view.train) and not len(view.loss):
+        return "Nothing can be said yet: no step has been made."
+    if len(view.train) + len(view.loss) < LIMITS.few_points:
+        return f"Cannot tell: there are only {len(view.train)} training and {len(view.loss)} validation points."
     if not len(view.loss):
         return "The training loss looks sound, but without validation data nobody can say whether the model got better."
     name, metric = view.metric
-    said = f"The run is sound: the validation loss went from {view.loss.values[0]:.3g} to {view.loss.values[-1]:.3g}"
+    noted = [finding for finding in findings if finding.code in ("still_improving", "cannot_tell")]
+    how = "is sound" if view.history.finished else "is going well"
+    said = f"The run {how}: the validation loss went from {view.loss.values[0]:.3g} to {view.loss.values[-1]:.3g}"
     if name:
         said += f", {words.called(name)} from {metric.values[0]:.3g} to {metric.values[-1]:.3g}"
-    return said + "."
+    return said + (f". {noted[0].message}" if noted else ".")
 
 
 def _cannot_tell(view: View) -> list[str]:

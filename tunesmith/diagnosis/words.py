@@ -30,8 +30,10 @@ _WHY_NOT_ALONE = (
 
 
 def plots(view: View, verdict: str) -> dict[str, str]:
-    """Return what the loss plot, the token-accuracy plot (and a classifier's scores), and all together show."""
-    said = {"loss": _plot(view, _LOSS), "token_accuracy": _plot(view, _ACCURACY)}
+    """Return what the loss plot, the token-accuracy plot, a classifier's scores, where there are any, and all together show."""
+    said = {"loss": _plot(view, _LOSS)}
+    if any(len(view.history[name]) for name, _ in _ACCURACY):
+        said["token_accuracy"] = _plot(view, _ACCURACY)
     if any(len(view.history[name]) for name, _ in _SCORES):
         said["scores"] = _plot(view, _SCORES)
     return said | {"overall": verdict}

@@ -85,7 +85,7 @@ class Diagnosis:
     """What happened in a run, why, and what to do next.
 
     `plots` say in words what the loss plot, the token-accuracy plot and both together show; `reading` is how loss and accuracy are to be
-    read together; `cannot_tell` is what these curves leave open.
+    read together; `rows` are single rows worth a look, by file line; `cannot_tell` is what these curves leave open.
     """
 
     verdict: str
@@ -94,6 +94,7 @@ class Diagnosis:
     next_hyperparameters: Mapping[str, Any]
     plots: Mapping[str, str]
     reading: str
+    rows: Mapping[str, Any]
     cannot_tell: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def listed(checkpoints: Sequence[Checkpoint], select_by: str) -> list[Checkpoint
 
 @dataclass(frozen=True)
 class RowLosses:
-    """The loss of each validation example at one full evaluation; step 0 is the base model.
+    """The loss of each validation example at one full evaluation; step 0 is the base model. Or of each training example at the end.
 
     `lines` are those of the validation file, or of the training file where that was split; `loss` is in nats per target token.
     """
@@ -154,11 +154,13 @@ class RowLosses:
     lines: Sequence[int]
     num_targets: Sequence[int]
     loss: Sequence[float]
+    of: Literal["validation", "training"] = "validation"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it compactly: lines and targets, which never change, with the base model's losses only; 4 digits are enough."""
-        head = {"step": self.step, "loss": [float(f"{loss:.4g}") for loss in self.loss]}
-        return head if self.step else head | {"lines": list(self.lines), "num_targets": list(self.num_targets)}
+        """Return it compactly: validation's lines and targets, which never change, at step 0 only; 4 digits are enough."""
+        head = {"step": self.step, "of": self.of, "loss": [float(f"{loss:.4g}") for loss in self.loss]}
+        rows = {"lines": list(self.lines), "num_targets": list(self.num_targets)}
+        return head | rows if self.step == 0 or self.of == "training" else head
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class RunSink(Protocol):
         """Hear one step's figures."""
 
     def row_losses(self, losses: RowLosses) -> None:
-        """Hear each validation example's loss at a full evaluation, before that step's figures."""
+        """Hear each validation example's loss at a full evaluation, before that step's figures; each training example's where asked."""
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Hear of a checkpoint that is durable; the sink may move or thin out older ones, never this one."""

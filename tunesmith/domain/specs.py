@@ -24,7 +24,7 @@ class Hyperparameter:
     """One row of the table. Bounds are inclusive unless `exclusive` names the side that is not."""
 
     name: str
-    kind: type[int] | type[float] | type[str]
+    kind: type[int] | type[float] | type[str] | type[bool]
     train_default: Value
     api_default: Value
     help: str
@@ -39,6 +39,8 @@ class Hyperparameter:
         """Say in words what values are accepted."""
         if self.choices:
             words = " or ".join(repr(choice) for choice in self.choices)
+        elif self.kind is bool:
+            words = "true or false"
         else:
             words = "an integer" if self.kind is int else "a number"
             if self.minimum is not None:
@@ -62,6 +64,10 @@ class Hyperparameter:
             if value not in self.choices:
                 raise problem
             return str(value)
+        if self.kind is bool:
+            if not isinstance(value, bool):
+                raise problem
+            return value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:  # nan too
             raise problem
         if self.kind is int and value != int(value):
@@ -73,7 +79,10 @@ class Hyperparameter:
         return self.kind(value)
 
 
-def _h(name: str, kind: type[int] | type[float] | type[str], train: Value, api: Value, help: str, **rules: Any) -> Hyperparameter:
+_Kind = type[int] | type[float] | type[str] | type[bool]
+
+
+def _h(name: str, kind: _Kind, train: Value, api: Value, help: str, **rules: Any) -> Hyperparameter:
     return Hyperparameter(name, kind, train, api, help, **rules)
 
 
@@ -157,6 +166,7 @@ HYPERPARAMETERS: tuple[Hyperparameter, ...] = (
         exclusive="maximum",
     ),
     _h("max_length", int, AUTO, AUTO, "Longest example in tokens; longer ones are cut at the end.", minimum=8, maximum=1_048_576),
+    _h("score_training_rows", bool, False, False, "Score each training row with the final weights, for the report to name the worst."),
 )
 BY_NAME: Mapping[str, Hyperparameter] = {h.name: h for h in HYPERPARAMETERS}
 
@@ -300,7 +310,10 @@ class ResolvedSpec:
     learning_rate_schedule: Literal["linear", "cosine", "constant"]
     warmup_ratio: float
     max_length: int
+    score_training_rows: bool = False
     reasons: Mapping[str, str] = field(default_factory=dict)
+    #: The learning rate that suits the model, whatever was asked.
+    usual_learning_rate: float | None = None
     #: Set when training starts on a machine; None before.
     plan: ExecutionPlan | None = None
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.diagnosis import dataset
 from tunesmith.diagnosis import history as histories
 from tunesmith.diagnosis.history import History, Rows
+from tunesmith.domain.findings import Finding
 from tunesmith.domain.specs import BY_NAME
 from tunesmith.errors import InvalidRequest
 from tunesmith.logs import files, tables
@@ -28,21 +31,54 @@ def read(path: Path, text: str) -> History:
     if not points:
         hint = "Hint: look again after its first steps."
         raise InvalidRequest(f"The run {where} has no figures yet: metrics.jsonl is missing or empty. {hint}")
-    resolved = spec.get("resolved") if isinstance(spec, dict) else None
-    resolved = resolved if isinstance(resolved, dict) else {}
-    rows = _rows(_lines(folder / "row_losses.jsonl"))
+    said = _lines(folder / "events.jsonl")
+    events: dict[str, dict[str, Any]] = {str(event.get("key")): event["data"] for event in said if isinstance(event.get("data"), dict)}
+    failed = events.get("failed")
+    return history(
+        points,
+        where,
+        resolved=spec.get("resolved") if isinstance(spec, dict) else None,
+        row_losses=[*_lines(folder / "row_losses.jsonl"), *_documents(folder / "training_row_losses.json")],
+        data_findings=_documents(folder / "data_findings.json"),
+        events=events,
+        checkpoint_steps=files.numbers(folder / "checkpoints", "step-"),
+        finished="failed" in events or (folder / "result.json").is_file(),
+        broke_down=failed is not None and failed.get("code") == "non_finite",
+    )
+
+
+def history(
+    points: Sequence[Mapping[str, Any]], where: str, *, resolved: Mapping[str, Any] | None, row_losses: Sequence[Mapping[str, Any]],
+    data_findings: Sequence[Mapping[str, Any]], events: Mapping[str, Mapping[str, Any]], checkpoint_steps: Sequence[int],
+    finished: bool, broke_down: bool = False,
+) -> History:  # fmt: skip
+    """Return the history of a run of Tunesmith from its records.
+
+    `events` are their data by key, for what was found when rows were tokenized; `broke_down` says that the run failed over a figure that
+    is not finite.
+    """
+    resolved = resolved if isinstance(resolved, Mapping) else {}
+    rows = _rows([row for row in row_losses if row.get("of") != "training"])
     found = tables.history(
         points,
         where,
         rows=rows,
+        training_rows=_rows([row for row in row_losses if row.get("of") == "training"]),
+        data_findings=[*(Finding.from_dict(finding) for finding in data_findings), *_cut_rows(events)],
         num_validation=len(rows.lines) if rows else None,
-        finished=(folder / "result.json").is_file(),
         hyperparameters={name: rule.check(resolved[name], name) for name, rule in BY_NAME.items() if name in resolved},
         usual_learning_rate=_usual_learning_rate(resolved),
-        checkpoint_steps=files.numbers(folder / "checkpoints", "step-"),
+        checkpoint_steps=checkpoint_steps,
     )
     num_training, per_epoch = _an_epoch(found)
-    return dataclasses.replace(found, num_training=num_training, steps_per_epoch=per_epoch or found.steps_per_epoch)
+    broken = found.last_step + 1 if broke_down else found.non_finite_step
+    return dataclasses.replace(
+        found,
+        finished=finished,
+        non_finite_step=broken,
+        num_training=num_training,
+        steps_per_epoch=per_epoch or found.steps_per_epoch,
+    )
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -52,13 +88,28 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return tables.lines(files.text(path), repr(str(path)))
 
 
+def _cut_rows(events: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
+    """Return the findings about rows that were cut off or left out when they were tokenized."""
+    kinds = (("truncated", dataset.truncated_rows), ("dropped", dataset.no_target_rows))
+    known = [(find, events.get(f"{kind}:{role}")) for kind, find in kinds for role in ("training", "validation")]
+    return [find(**data) for find, data in known if data]
+
+
+def _documents(path: Path) -> list[dict[str, Any]]:
+    """Return the object, or the list of objects, that one of the run's files holds; none where it is not there."""
+    if not path.is_file():
+        return []
+    content = json.loads(files.text(path))
+    return content if isinstance(content, list) else [content]
+
+
 def _usual_learning_rate(resolved: Mapping[str, Any]) -> float | None:
-    """Return the rate that suits the model, which is the base learning rate where "auto" chose it."""
+    """Return the rate that suits the model; a run from before it was noted has it where "auto" chose the base learning rate."""
     reasons = resolved.get("reasons")
     reason = reasons.get("base_learning_rate") if isinstance(reasons, dict) else None
-    rate = resolved.get("base_learning_rate")
     is_auto = isinstance(reason, str) and reason not in ("asked", "default")
-    return rate if is_auto and isinstance(rate, float) and 0 < rate < 1 else None
+    rate = resolved.get("usual_learning_rate") or (resolved.get("base_learning_rate") if is_auto else None)
+    return rate if isinstance(rate, float) and 0 < rate < 1 else None
 
 
 def _an_epoch(found: History) -> tuple[int | None, float | None]:

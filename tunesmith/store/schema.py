@@ -136,9 +136,12 @@ row_losses = Table(
     metadata,
     _job_id(),
     _integer("step"),
+    _text("of"),
     Column("data", _Json, nullable=False),
-    PrimaryKeyConstraint("job_id", "step"),
+    PrimaryKeyConstraint("job_id", "step", "of"),
 )
+
+diagnoses = Table("diagnoses", metadata, _job_id(), Column("data", _Json, nullable=False), PrimaryKeyConstraint("job_id"))
 
 checkpoints = Table(
     "checkpoints",

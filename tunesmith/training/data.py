@@ -16,9 +16,14 @@ import numpy.typing as npt
 from jinja2 import TemplateError
 
 from tunesmith.domain import chat, datasets
+from tunesmith.domain.jobs import Event
+from tunesmith.domain.runs import RunSink
+from tunesmith.domain.specs import ResolvedSpec
 from tunesmith.errors import DataError, InvalidRequest
 
 Tokens = npt.NDArray[np.int64]
+#: Most lines that a warning names.
+_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,33 @@ class Dataset:
     def num_tokens(self) -> int:
         """Tokens of one pass."""
         return sum(len(example) for example in self.examples)
+
+
+def load_all(
+    training_file: Path, validation_file: Path | None, tokenizer: Any, spec: ResolvedSpec, sink: RunSink
+) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
+    """Tokenize a run's files, split where asked, and warn of what was cut or left out. Raises: DataError, InvalidRequest."""
+    training, validation = load(training_file, tokenizer, spec.max_length), Dataset([])
+    if validation_file:
+        validation = load(validation_file, tokenizer, spec.max_length, "validation")
+    elif spec.training_split is not None:
+        training, validation = split(training, spec.training_split, spec.seed)
+    limit = f"max_length {spec.max_length} tokens"
+    for name, dataset in (("training", training), ("validation", validation)):
+        about = {"role": name, "of": len(dataset.examples) + len(dataset.dropped_lines), "max_length": spec.max_length}
+        if lines := dataset.truncated_lines:
+            words = f"{len(lines)} {name} examples are longer than {limit} and were cut at the end: lines {_some(lines)}."
+            sink.event(Event(words, key=f"truncated:{name}", level="warn", data=about | {"rows": len(lines), "lines": lines[:_LISTED]}))
+        if lines := dataset.dropped_lines:
+            words = f"{len(lines)} {name} examples have no target token within {limit} and were left out: lines {_some(lines)}."
+            sink.event(Event(words, key=f"dropped:{name}", level="warn", data=about | {"rows": len(lines), "lines": lines[:_LISTED]}))
+    if spec.select_by != "last" and not validation.examples:
+        raise InvalidRequest(f"select_by {spec.select_by!r} needs validation data.", param="select_by")
+    return training.examples, validation.examples
+
+
+def _some(lines: Sequence[int]) -> str:
+    return ", ".join(map(str, lines[:_LISTED])) + (", ..." if len(lines) > _LISTED else "")
 
 
 def load(path: Path, tokenizer: Any, max_length: int, role: datasets.Role = "training") -> Dataset:

@@ -106,8 +106,10 @@ def resolve(
     settle("learning_rate_schedule", "linear", "auto: falls in a line to 0")
     settle("warmup_ratio", 0.03, "auto: a short warm-up")
     settle("max_length", min(facts.max_length, _MAX_LENGTH), f"auto: the model's {facts.max_length}, at most {_MAX_LENGTH}")
+    settle("score_training_rows", False, "auto: costs a pass over the training rows")
 
-    result = ResolvedSpec(model=spec.model, reasons=reasons, **resolved)
+    usual, _ = base_learning_rate(facts, resolved["tuning"])
+    result = ResolvedSpec(model=spec.model, reasons=reasons, usual_learning_rate=usual, **resolved)
     check_together(resolved, spec.asked, has_validation=bool(data.num_validation))
     _check_with_facts(result, facts, adapter)
     if data.num_validation and result.training_split is not None:
@@ -117,7 +119,7 @@ def resolve(
 
 def warnings(spec: ResolvedSpec, facts: ModelFacts) -> list[str]:
     """Return what a user should hear before the run: a learning rate far from the model's own."""
-    usual, _ = base_learning_rate(facts, spec.tuning)
+    usual = spec.usual_learning_rate or base_learning_rate(facts, spec.tuning)[0]
     ratio = spec.learning_rate / usual
     if 0.01 <= ratio <= 30:
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +33,10 @@ class Evaluation:
         """Share of target tokens whose arg-max prediction is the target."""
         return self.hits / self.num_targets
 
-    def rows(self, step: int, examples: Sequence[TokenizedExample]) -> RowLosses:
+    def rows(self, step: int, examples: Sequence[TokenizedExample], of: Literal["validation", "training"] = "validation") -> RowLosses:
         """Return the loss of each of the examples that were evaluated."""
         targets = [example.num_targets for example in examples]
-        return RowLosses(step, [example.line for example in examples], targets, (self.nll_E / targets).tolist())
+        return RowLosses(step, [example.line for example in examples], targets, (self.nll_E / targets).tolist(), of)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from tunesmith.domain import specs
 from tunesmith.domain.jobs import Event, Request
 from tunesmith.domain.runs import Checkpoint, MetricPoint, RunResult, RunSink
 from tunesmith.domain.specs import ResolvedSpec
-from tunesmith.errors import InvalidRequest, TrainingFailed
+from tunesmith.errors import TrainingFailed
 from tunesmith.training import batching, checkpoints, data, evaluation, lora, memory, model
 from tunesmith.training import plan as planning
 from tunesmith.training.data import TokenizedExample
@@ -83,6 +83,7 @@ def train(order: Order, sink: RunSink) -> RunResult:
         while True:
             run.report()  # of the base model first, then of each step
             if run.state.stop:
+                run.score_training_rows()
                 sink.event(Event(f"Training stopped at step {run.state.step}: {run.state.stop}", key="stopped"))
                 return run.result("finished")
             run.take_step()
@@ -108,7 +109,7 @@ class _Run:
         torch.manual_seed(spec.seed)
 
         self.tokenizer = model.load_tokenizer(order.base)
-        self.training, self.validation = _load_data(order, spec, self.tokenizer, sink)
+        self.training, self.validation = data.load_all(order.training_file, order.validation_file, self.tokenizer, spec, sink)
         self.per_epoch = batching.steps_per_epoch(len(self.training), spec.examples_per_step)
         self.total_steps, self.last_step_reason = _total_steps(spec, self.per_epoch)
         self.full_at = _full_evaluation_steps(self.total_steps, self.per_epoch) if self.validation else set()
@@ -255,6 +256,11 @@ class _Run:
         if step and (step % self.per_epoch == 0 or full_due or overdue or state.stop):
             self.save(point)
 
+    def score_training_rows(self) -> None:
+        """Say each training row's loss under the final weights, where that was asked."""
+        if self.spec.score_training_rows:
+            self.sink.row_losses(self._evaluate(self.training).rows(self.state.step, self.training, "training"))
+
     def _judge(self, full: evaluation.Evaluation) -> None:
         """Draw the stop conditions' conclusions from a full evaluation."""
         state, spec = self.state, self.spec
@@ -373,28 +379,3 @@ def _full_evaluation_steps(total_steps: int, per_epoch: int) -> set[int]:
     if len(ends) > MAX_FULL_EVALUATIONS - 1:
         ends = [ends[round(i)] for i in np.linspace(0, len(ends) - 1, MAX_FULL_EVALUATIONS - 1)]
     return {*ends, total_steps}
-
-
-def _load_data(order: Order, spec: ResolvedSpec, tokenizer: Any, sink: RunSink) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
-    """Tokenize the files, split where asked, and warn of what was cut or left out."""
-    training = data.load(order.training_file, tokenizer, spec.max_length)
-    validation = data.Dataset([])
-    if order.validation_file:
-        validation = data.load(order.validation_file, tokenizer, spec.max_length, "validation")
-    elif spec.training_split is not None:
-        training, validation = data.split(training, spec.training_split, spec.seed)
-    limit = f"max_length {spec.max_length} tokens"
-    for name, dataset in (("training", training), ("validation", validation)):
-        if lines := dataset.truncated_lines:
-            words = f"{len(lines)} {name} examples are longer than {limit} and were cut at the end: lines {_some(lines)}."
-            sink.event(Event(words, key=f"truncated:{name}", level="warn"))
-        if lines := dataset.dropped_lines:
-            words = f"{len(lines)} {name} examples have no target token within {limit} and were left out: lines {_some(lines)}."
-            sink.event(Event(words, key=f"dropped:{name}", level="warn"))
-    if spec.select_by != "last" and not validation.examples:
-        raise InvalidRequest(f"select_by {spec.select_by!r} needs validation data.", param="select_by")
-    return training.examples, validation.examples
-
-
-def _some(lines: Sequence[int]) -> str:
-    return ", ".join(map(str, lines[:20])) + (", ..." if len(lines) > 20 else "")

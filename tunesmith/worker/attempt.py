@@ -22,15 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import hardware, processes
+from tunesmith.diagnosis.watch import Watch
 from tunesmith.domain import ids, models, runs
 from tunesmith.domain.jobs import MAX_CRASHES, Event, Job, JobError, Request
 from tunesmith.domain.runs import Checkpoint, MetricPoint
 from tunesmith.domain.specs import ResolvedSpec
 from tunesmith.errors import CheckpointDamaged, LeaseLost, TunesmithError
-from tunesmith.services import Context, bases
+from tunesmith.services import Context, bases, diagnoses
+from tunesmith.store import diagnoses as diagnosis_store
 from tunesmith.store import jobs as job_store
 from tunesmith.store import queue as job_queue
-from tunesmith.store import row_losses
 from tunesmith.store.files import FileRow
 from tunesmith.store.jobs import CheckpointRow
 from tunesmith.store.models import ModelRow
@@ -63,6 +64,7 @@ class Attempt:
         self._started_at = time.monotonic()
         self._first_step: int | None = None
         self._killed_to_pause = False
+        self._watch = Watch()
         self._oom_kills = hardware.oom_kills()
 
     def run(self, stopping: threading.Event) -> None:
@@ -193,7 +195,7 @@ class Attempt:
             elif kind == "metric":
                 self._metric(MetricPoint(**content))
             elif kind == "row_losses":
-                row_losses.record(self.context.db, self.job.id, self.job.fence, content)
+                diagnosis_store.record_row_losses(self.context.db, self.job.id, self.job.fence, content)
             elif kind == "checkpoint":
                 self._flush()
                 self._publish(Checkpoint(**content | {"directory": Path(content["directory"])}))
@@ -210,6 +212,8 @@ class Attempt:
     def _metric(self, point: MetricPoint) -> None:
         self._points.append(point)
         self._events.append(point.event())
+        if self._watch.is_due(point):
+            self._diagnose()
         if self._first_step is None:
             self._first_step, self._started_at = point.step, time.monotonic()
         elif time.monotonic() - self._estimated_at > _ESTIMATE_SECONDS and point.step > self._first_step:
@@ -217,6 +221,13 @@ class Attempt:
             pace = (self._estimated_at - self._started_at) / (point.step - self._first_step)
             finish = int(time.time() + pace * (point.total_steps - point.step))
             job_store.move(self.context.db, self.job.id, self.job.fence, "running", estimated_finish=finish)
+
+    def _diagnose(self) -> None:
+        """Look at the run as it goes on: store what is to be said of it, and say what is new."""
+        self._flush()
+        found = diagnoses.history(self.context.db, self.job.id)
+        diagnoses.record(self.context.db, self.job.id, self.job.fence, found)
+        self._events += self._watch.hear(found)
 
     def _flush(self) -> None:
         events, points = self._events, self._points
@@ -304,6 +315,7 @@ class Attempt:
     def _fail(self, error: Mapping[str, Any]) -> None:
         event = Event(f"The job failed: {error['message']}", key="failed", level="error")
         try:
+            diagnoses.conclude(self.context.db, self.job.id, self.job.fence, broke_down=error["code"] == "non_finite")
             job_store.move(self.context.db, self.job.id, self.job.fence, "failed", error=JobError(**error), events=[event])
         except LeaseLost:
             return
@@ -328,6 +340,8 @@ class Attempt:
                 words = f"Checkpoint created at step {checkpoint.step} with Snapshot ID: {own}"
                 events.append(Event(words, key=f"checkpoint:{checkpoint.step}"))
             listed.append(CheckpointRow(**{**row.__dict__, "name": own, "listed": True}))
+        if verdict := diagnoses.conclude(context.db, job.id, job.fence):
+            events.append(Event(f"Verdict: {verdict}", key="verdict"))
         events.append(Event(f"New fine-tuned model created: {name}", key="model"))
         events.append(Event("The job has successfully completed", key="succeeded"))
         below = start.weights if self.spec.tuning == "lora" else base

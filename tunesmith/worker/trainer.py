@@ -53,14 +53,14 @@ class PipeSink:
 
     def event(self, event: Event) -> None:
         """Say a message."""
-        self.say("event", {"message": event.message, "key": event.key, "level": event.level})
+        self.say("event", {"message": event.message, "key": event.key, "level": event.level, "data": dict(event.data)})
 
     def metric(self, point: MetricPoint) -> None:
         """Say one step's figures."""
         self.say("metric", point.to_dict())
 
     def row_losses(self, losses: RowLosses) -> None:
-        """Say each validation example's loss."""
+        """Say each row's loss."""
         self.say("row_losses", losses.to_dict())
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:

@@ -7,8 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from tunesmith.api.dependencies import Services
-from tunesmith.api.schemas import Metric, MetricList, Run
-from tunesmith.store import jobs
+from tunesmith.api.schemas import Diagnosis, Metric, MetricList, Run
+from tunesmith.domain.jobs import TERMINAL
+from tunesmith.errors import NotFound
+from tunesmith.store import diagnoses, jobs
 
 router = APIRouter(prefix="/api/jobs", tags=["Runs"])
 
@@ -20,6 +22,19 @@ def retrieve(job_id: str, context: Services) -> Run:
     resolved = dict(job.resolved) if job.resolved is not None else None
     reasons, plan = (resolved.pop("reasons", {}), resolved.pop("plan", None)) if resolved else ({}, None)
     return Run(id=job.id, status=job.status, asked=job.asked, resolved=resolved, reasons=reasons, plan=plan)
+
+
+@router.get("/{job_id}/diagnosis")
+def retrieve_diagnosis(job_id: str, context: Services) -> Diagnosis:
+    """Return what is to be said of the job: while it runs as of its last evaluation, then for good."""
+    job = jobs.get(context.db, job_id)
+    found = diagnoses.read(context.db, job_id)
+    if found is None:
+        raise NotFound(
+            f"Job '{job_id}' is {job.status} and has no diagnosis yet. Hint: the first is made with the first evaluation after step 0; "
+            "what was found in its data is among its events."
+        )
+    return Diagnosis(id=job.id, status=job.status, final=job.status in TERMINAL, **found)
 
 
 @router.get("/{job_id}/metrics")

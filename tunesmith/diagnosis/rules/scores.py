@@ -73,4 +73,4 @@ def _moved(values: np.ndarray) -> float:
     third = max(1, len(values) // 3)
     gap = float(values[-third:].mean() - values[:third].mean())
     error = max(stats.noise(values), 0.003) * (2 / third) ** 0.5
-    return gap / error
+    return float(gap / error)
