@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import desk
+
 HEALTHY = "healthy"
 #: Neither faulty nor healthy: only there to be compared with.
 UNSCORED = "unscored"
+NUM_TEST = 160
 
 
 @dataclass(frozen=True)
@@ -71,3 +74,17 @@ def _conditions() -> list[Condition]:
 
 
 CONDITIONS = {condition.name: condition for condition in _conditions()}
+
+
+def files(condition: Condition, seed: int) -> dict[str, list[desk.Row]]:
+    """Return the rows for training, validation and test; a condition and its twin share what they can."""
+    drawn = desk.rows(1000, seed)
+    test, validation, training = drawn[:NUM_TEST], drawn[200 : 200 + condition.num_validation], drawn[400 : 400 + condition.num_training]
+    if condition.answer_noise:
+        training = desk.shuffled_answers(training, condition.answer_noise, seed)
+        validation = desk.shuffled_answers(validation, condition.answer_noise, seed + 1)
+    copies = round(condition.leaked * len(validation))
+    validation = training[:copies] + validation[copies:]
+    if condition.prompt_in_loss:
+        training, validation = desk.all_in_the_answer(training), desk.all_in_the_answer(validation)
+    return {"training": training, "validation": validation, "test": test}

@@ -8,18 +8,17 @@ Two processes pinned to a core each (`taskset -c 0 … --share 0/2`) are quicker
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import desk
 import torch
-from conditions import CONDITIONS, Condition
+from conditions import CONDITIONS, Condition, files
+from records import RUNS, Record, append, read
 
 import tunesmith
 from tunesmith.domain.specs import ResolvedSpec
@@ -29,12 +28,7 @@ from tunesmith.settings import Settings
 from tunesmith.training import data, evaluation, lora, model
 from tunesmith.training.network import Network
 
-HERE = Path(__file__).parent
-RUNS = HERE / "runs.jsonl.gz"
-NUM_TEST = 160
 _MODEL, _LENGTH = "smollm2-135m-instruct", 512
-
-Record = dict[str, Any]
 
 
 def main() -> None:
@@ -58,39 +52,11 @@ def main() -> None:
             print(f"{name} {seed}: {summary(record)} in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
-def read(path: Path) -> list[Record]:
-    """Return the records of a file, or none."""
-    if not path.exists():
-        return []
-    with gzip.open(path, "rt") as file:
-        return [json.loads(line) for line in file]
-
-
-def append(path: Path, record: Record) -> None:
-    """Add a record in one write, so that several processes may: a gzip file may have several members."""
-    with path.open("ab", buffering=0) as file:
-        file.write(gzip.compress((json.dumps(record, separators=(",", ":")) + "\n").encode()))
-
-
 def summary(record: Record) -> str:
     """Say a record in a few words."""
     full = [f"{point['full_valid_loss']:.3f}" for point in record["metrics"] if "full_valid_loss" in point]
     test = sum(record["test"]["nll"]) / sum(record["test"]["num_targets"])
     return f"full valid {' '.join(full[:1] + full[1:][-6:])}, test {test:.4f}"
-
-
-def files(condition: Condition, seed: int) -> dict[str, list[desk.Row]]:
-    """Return the rows for training, validation and test; a condition and its twin share what they can."""
-    drawn = desk.rows(1000, seed)
-    test, validation, training = drawn[:NUM_TEST], drawn[200 : 200 + condition.num_validation], drawn[400 : 400 + condition.num_training]
-    if condition.answer_noise:
-        training = desk.shuffled_answers(training, condition.answer_noise, seed)
-        validation = desk.shuffled_answers(validation, condition.answer_noise, seed + 1)
-    copies = round(condition.leaked * len(validation))
-    validation = training[:copies] + validation[copies:]
-    if condition.prompt_in_loss:
-        training, validation = desk.all_in_the_answer(training), desk.all_in_the_answer(validation)
-    return {"training": training, "validation": validation, "test": test}
 
 
 def make(condition: Condition, seed: int, rows: dict[str, list[desk.Row]] | None = None, asked: dict[str, Any] | None = None) -> Record:
@@ -149,15 +115,6 @@ def _short(point: dict[str, Any]) -> dict[str, Any]:
     return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in kept.items()} | {
         "total_steps": point["total_steps"]
     }
-
-
-def pairs(records: Sequence[Record]) -> Iterator[tuple[Record, Record]]:
-    """Yield each faulty run with its twin of the same seed."""
-    by_id = {record["id"]: record for record in records}
-    for record in records:
-        twin = CONDITIONS[record["condition"]].twin
-        if twin and f"{twin}#{record['seed']}" in by_id:
-            yield record, by_id[f"{twin}#{record['seed']}"]
 
 
 if __name__ == "__main__":

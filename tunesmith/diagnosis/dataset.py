@@ -19,7 +19,7 @@ from tunesmith.domain.datasets import Example, Role
 from tunesmith.domain.findings import Change, Finding, Severity, ordered
 
 #: Rows of a validation file below which next to nothing, and below which little can be told from it.
-FEW_VALIDATION_ROWS, SOME_VALIDATION_ROWS = 50, 200
+FEW_VALIDATION_ROWS, SOME_VALIDATION_ROWS = 25, 200
 #: Rows below which a fine-tuning learns the rows rather than what they have in common.
 FEW_TRAINING_ROWS = 50
 #: The difference in percentage points that advice on validation data is about.

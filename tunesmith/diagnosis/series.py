@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from tunesmith.diagnosis.history import Floats, Series
+
+Flags = npt.NDArray[np.bool_]
 
 #: The median absolute deviation of a normal variable times this is its standard deviation.
 _MAD = 1.4826
@@ -89,3 +92,20 @@ def order(values: Floats) -> tuple[float, float, float]:
     bend = 1 - float(rest @ rest) / float(ranks @ ranks) * (n - 1) / (n - 3)
     rho = float(np.corrcoef(place, ranks)[0, 1])
     return bend, rho * rho, abs(rho) * math.sqrt((n - 2) / max(1 - rho * rho, 1e-12))
+
+
+def two_groups(values: Floats) -> tuple[float, Flags]:
+    """Split values at the point that explains most of their variance; return that share, and which values are in the upper group.
+
+    Otsu's criterion (1979). One normal distribution gives 0.64, a uniform one 0.75; two groups apart give more.
+    """
+    order = np.argsort(values)
+    ordered, n = values[order], len(values)
+    upper = np.zeros(n, dtype=bool)
+    if n < 4 or ordered[0] == ordered[-1]:
+        return 0.0, upper
+    sums, sizes = np.cumsum(ordered)[:-1], np.arange(1, n)
+    between = sizes * (n - sizes) / n * (sums / sizes - (ordered.sum() - sums) / (n - sizes)) ** 2
+    at = int(np.argmax(between[1:-1])) + 1  # at least two on either side
+    upper[order[at + 1 :]] = True
+    return float(between[at] / (n * ordered.var())), upper

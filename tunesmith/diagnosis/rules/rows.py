@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from tunesmith.diagnosis import series as stats
+from tunesmith.diagnosis.history import Floats
 from tunesmith.diagnosis.limits import LIMITS
 from tunesmith.diagnosis.rules.said import finding
 from tunesmith.diagnosis.view import View
@@ -11,27 +15,40 @@ from tunesmith.domain.findings import Change, Finding
 
 
 def inconsistent_answers(view: View) -> Finding | None:
-    """Some validation rows stay far worse than all others: their answers do not follow from their prompts as the others' do."""
+    """The validation rows fall into two groups, of which one is learnt and the other is not: its answers contradict the others."""
     rows = view.history.rows
-    if rows is None or len(rows.steps) < 2 or len(rows.lines) < 24:
+    if rows is None or len(rows.steps) < 2 or len(rows.lines) < 24 or view.progress < LIMITS.learnt:
         return None
     last_R, base_R = rows.loss_ER[-1], rows.loss_ER[0]
-    median = float(np.median(last_R))
-    spread = 1.4826 * float(np.median(np.abs(last_R - median)))
-    odd_R = last_R > median + max(5 * spread, 0.5 * median)
+    explained, odd_R = stats.two_groups(last_R)
     share = float(odd_R.mean())
-    if share < LIMITS.odd_rows:
+    if explained < LIMITS.two_groups or not LIMITS.odd_rows <= share <= 1 - LIMITS.odd_rows:
+        return None
+    odd, others = float(np.median(last_R[odd_R])), float(np.median(last_R[~odd_R]))
+    if odd < 1.5 * others:
         return None
     worst = [rows.lines[i] for i in np.argsort(-last_R)[:20] if odd_R[i]]
     numbers = {
-        "share_of_rows": share, "median_loss": median, "their_median_loss": float(np.median(last_R[odd_R])),
+        "share_of_rows": share, "their_median_loss": odd, "median_loss_of_others": others, "variance_explained": explained,
         "their_median_base_loss": float(np.median(base_R[odd_R])), "validation_lines": worst,
     }  # fmt: skip
-    reason = f"{share:.0%} of the validation rows have answers that the others contradict"
+    seen = f"{share:.0%} of the validation rows end with a loss of about {odd:.3g}, the others with {others:.3g}, and hardly any between"
+    if _are_of_another_kind(rows.num_targets_R, odd_R):
+        return finding(
+            "inconsistent_answers", "info", 0.4, None, numbers,
+            f"{seen}. Their answers are also of another length: rows of another kind, it seems, which may just be harder.",
+            "Look at some of either group; if they are two tasks, evaluate each for itself.",
+        )  # fmt: skip
     return finding(
-        "inconsistent_answers", "warning", 0.8, None, numbers,
-        f"{share:.0%} of the validation rows end with a loss of {numbers['their_median_loss']:.3g} where the others have {median:.3g}: "
-        "their answers do not follow from their prompts as the others' do.",
-        "Look at these rows, and at the training rows of highest loss: correct their answers or leave them out.",
-        Change("training_data", "as it is", "without rows whose answers are wrong", reason),
+        "inconsistent_answers", "warning", 0.75, None, numbers,
+        f"{seen}: the answers of the first do not follow from their prompts as the others' do.",
+        "Look at these rows, and at the training rows of highest loss (score_training_rows): correct their answers or leave them out.",
+        Change("training_data", "as it is", "without rows whose answers are wrong", f"{share:.0%} of the validation rows contradict the rest"),
     )  # fmt: skip
+
+
+def _are_of_another_kind(num_targets_R: Floats, odd_R: stats.Flags) -> bool:
+    """Say whether the answers of the two groups are of different lengths, by more than a standard deviation."""
+    length_R = np.log(num_targets_R)
+    spread = math.sqrt((length_R[odd_R].var() + length_R[~odd_R].var()) / 2)
+    return abs(float(length_R[odd_R].mean() - length_R[~odd_R].mean())) > max(spread, 0.1)

@@ -74,18 +74,23 @@ def divergence(view: View) -> Finding | None:
 
 
 def too_fast(view: View) -> Finding | None:
-    """The learning rate is far above what suits the model."""
+    """The learning rate is far above what suits the model, and at first it did harm."""
     ratio, train = view.rate_ratio, view.train
     if ratio is None or ratio < LIMITS.fast_rate or len(train) < _FEW_STEPS:
         return None
     norms = view.history["grad_norm"].values
     early = train.values[: max(4, len(train) // 3)]
     jump = float(early.max() / early[0] - 1)
-    numbers = {"learning_rate_ratio": ratio, "early_rise": jump, "grad_norm_median": float(np.median(norms)) if len(norms) else None}
+    spike = float(norms.max() / norms[0]) if len(norms) and norms[0] > 0 else 0.0
+    if jump < LIMITS.early_rise and spike < LIMITS.gradient_spike:
+        return None
+    seen = [f"the training loss first rose by {jump:.0%}"] if jump >= LIMITS.early_rise else []
+    seen += [f"a gradient was {spike:.0f} times the first"] if spike >= LIMITS.gradient_spike else []
+    worst = int(train.steps[int(np.argmax(early))])
     return finding(
-        "divergence", "warning", 0.85, (int(train.steps[0]), int(train.steps[-1])), numbers,
-        f"The learning rate is {ratio:.0f} times the one that suits this model"
-        + (f", and the training loss first rose by {jump:.0%}." if jump > 0.1 else "."),
+        "divergence", "warning", 0.85, (int(train.steps[0]), max(worst, int(train.steps[1]))),
+        {"learning_rate_ratio": ratio, "early_rise": jump, "gradient_spike": spike or None},
+        f"The learning rate is {ratio:.0f} times the one that suits this model, and it shows: {' and '.join(seen)}.",
         "Lower the learning rate: what the model knew is overwritten faster than the task is learnt.",
         advice.rate(view.history, 1 / ratio, f"the learning rate is {ratio:.0f} times what suits the model"),
     )  # fmt: skip
