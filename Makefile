@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 WAIT ?= 1
 
-.PHONY: help install demo test lint types drills bench bench-quality docs clean
+.PHONY: help install demo test lint types drills bench bench-quality bench-diagnosis docs clean
 
 help: ## Say what can be made.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -57,6 +57,10 @@ bench: install ## Measure speed, memory and latency on this machine.
 	@$(BIN)/python benchmarks/generation.py
 	@$(BIN)/python benchmarks/latency.py
 	@$(BIN)/python benchmarks/api_memory.py | tee benchmarks/results/api_memory.json
+
+bench-diagnosis: install ## Measure the diagnosis on runs with known causes; DATA=DIR adds others' histories.
+	@$(BIN)/python benchmarks/diagnosis/causes.py --held-out --output benchmarks/results/diagnosis_causes.json
+	@$(if $(DATA),$(BIN)/python benchmarks/diagnosis/histories.py --data $(DATA) --output benchmarks/results/diagnosis_histories.json)
 
 bench-quality: install # Compare what is learned with what TRL in float32 learns.
 	@$(BIN)/python benchmarks/quality.py

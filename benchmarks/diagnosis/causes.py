@@ -62,10 +62,10 @@ def history(record: Record) -> History:
         for role, path in paths.items():
             rows = files(CONDITIONS[record["condition"]], record["seed"])[role]
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        data_findings = data.examine(paths["training"], paths["validation"])
+        found = [finding.to_dict() for finding in data.examine(paths["training"], paths["validation"])]
     resolved = record["hyperparameters"] | {"usual_learning_rate": record["hyperparameters"]["base_learning_rate"]}
     return run_logs.history(
-        record["metrics"], record["id"], resolved=resolved, row_losses=record["row_losses"], data_findings=[finding.to_dict() for finding in data_findings],
+        record["metrics"], record["id"], resolved=resolved, row_losses=record["row_losses"], data_findings=found,
         events={}, checkpoint_steps=[point["step"] for point in record["metrics"] if "full_valid_loss" in point and point["step"]],
         finished=True, broke_down=record["error"] is not None,
     )  # fmt: skip

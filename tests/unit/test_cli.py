@@ -93,9 +93,10 @@ def test_training_from_the_command_line(environment: dict[str, str], letters: tu
         "n_epochs": "none", "learning_rate_multiplier": 1.5, "base_learning_rate": 1e-3, "training_split": 0.5, "stop_eval_loss": "none",
         "early_stopping_patience": 3, "select_by": "full_valid_loss", "eval_interval": "none", "eval_samples": 3, "checkpoint_seconds": 60,
         "seed": "7", "learning_rate_schedule": "cosine", "warmup_ratio": 0, "max_length": "auto",
+        "score_training_rows": True,
     }  # fmt: skip
     assert asked.keys() == BY_NAME.keys()
-    flags = [part for name, value in asked.items() for part in (f"--{name.replace('_', '-')}", value)]
+    flags = [part for name, value in asked.items() for part in (f"--{name.replace('_', '-')}", value) if part is not True]
     command = ["train", letters[0], "--valid", letters[1], "--model", "tiny", "--output", tmp_path / "run", *flags]
     done = tunesmith(environment, *command, "--json")
     assert done.returncode == 0, done.stderr
@@ -104,6 +105,19 @@ def test_training_from_the_command_line(environment: dict[str, str], letters: tu
     assert said["tuned"]["full_valid_loss"] - said["base"]["full_valid_loss"] == said["difference"]["full_valid_loss"]
     stored = json.loads((tmp_path / "run" / "spec.json").read_text())["asked"]
     assert stored == {name: None if value == "none" else int(value) if name == "seed" else value for name, value in asked.items()}
+
+    scored = json.loads((tmp_path / "run" / "training_row_losses.json").read_text())
+    assert scored["of"] == "training" and len(scored["loss"]) == len(scored["lines"]) == len(letters[0].read_text().splitlines())
+    diagnosed = tunesmith(environment, "diagnose", tmp_path / "run", "--json", "--plot", tmp_path / "plot.png")
+    found = json.loads(diagnosed.stdout)
+    assert diagnosed.returncode == 0 and found["checkpoint"]["step"] == 3 and (tmp_path / "plot.png").stat().st_size > 10_000
+    losses = [row["loss"] for row in found["rows"]["worst_training"]]
+    assert losses == sorted(losses, reverse=True) and losses[0] == pytest.approx(max(scored["loss"]), abs=1e-4)
+    report = tunesmith(environment, "diagnose", tmp_path / "run", "--md")
+    assert report.stdout.startswith("# Report: ") and f"**{found['verdict']}**" in report.stdout
+    assert f"**{found['verdict']}**" in (tmp_path / "run" / "report.md").read_text()
+    both = tunesmith(environment, "diagnose", tmp_path / "run", "--md", "--json")
+    assert both.returncode == 2 and "one of --json and --md" in both.stderr
 
     again = tunesmith(environment, *command)
     assert again.returncode == 0

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tunesmith.cli import app
-from tunesmith.diagnosis import history, report
-from tunesmith.diagnosis.history import History
-from tunesmith.domain.findings import Diagnosis
+from tunesmith.diagnosis import history, render, report, watch
+from tunesmith.diagnosis.history import History, Series
+from tunesmith.domain.findings import CURVE_CODES, Diagnosis
 
 KNOWN = {"n_epochs": 3, "batch_size": 8, "base_learning_rate": 3.7e-4, "learning_rate_multiplier": 1.0}
 
@@ -120,3 +126,213 @@ def test_what_is_not_finite_comes_first() -> None:
     points = [{"step": step, "train_loss": 1.0 if step < 9 else float("nan")} for step in range(1, 12)]
     found = report.diagnose(history.from_points(points, hyperparameters=KNOWN))
     assert codes(found) == ["non_finite", "no_validation"] and found.findings[0].steps == (9, 9)
+
+
+# --- each rule, and what it must not be said of ---
+
+
+def with_rows(losses: np.ndarray, num_targets: list[int] | None = None) -> History:
+    """Return a run whose rows begin at a loss of 3 and end with these."""
+    count = len(losses)
+    head = {"step": 0, "loss": [3.0] * count, "lines": list(range(1, count + 1)), "num_targets": num_targets or [20] * count}
+    points = [{"step": 0, "full_valid_loss": 3.0}, {"step": 75, "full_valid_loss": float(losses.mean())}]
+    points += [{"step": step + 1, "train_loss": float(loss)} for step, loss in enumerate(falling(3.0, 0.5))]
+    return history.from_points(points, rows=history.rows([head, {"step": 75, "loss": losses.tolist()}]), hyperparameters=KNOWN)
+
+
+def table(**columns: list[float]) -> History:
+    """Return a log with a line an epoch."""
+    names = list(columns)
+    rows = zip(*columns.values(), strict=True)
+    return history.from_points({"step": step, **dict(zip(names, row, strict=True))} for step, row in enumerate(rows, 1))
+
+
+def sampled(values: np.ndarray) -> History:
+    points = [{"step": 10 * step, "valid_loss": float(value)} for step, value in enumerate(values, 1)]
+    return history.from_points([*points, *({"step": s, "train_loss": 1.0 - 0.001 * s} for s in range(1, 401))])
+
+
+LOSS_DOWN = [0.7, 0.6, 0.5, 0.45, 0.42, 0.4]
+ACCURACY_UP = [0.8, 0.83, 0.86, 0.88, 0.9, 0.91]
+KEPT = [2.0, 1.0, 0.8, 0.78, 0.79]
+RANDOM = np.random.default_rng(3)
+NOISE = RANDOM.standard_normal(40)
+FALLEN = [2.0, 1.2, 0.9, 0.8, 0.75, 0.74, 0.735, 0.734, 0.733, 0.733, 0.7325, 0.7325]
+CLEARLY_BEST_AT_3 = [2.0, 1.0, 0.8, 0.9, 1.1, 1.3]
+#: code -> a run it must be said of, at which severity, and one much like it where it must not be.
+CASES: dict[str, tuple[History, str, History]] = {
+    "non_finite": (
+        history.from_points([{"step": s, "train_loss": 1.0 if s < 9 else math.inf} for s in range(1, 12)]),
+        "critical",
+        history.from_points([{"step": s, "train_loss": 1.0} for s in range(1, 12)]),
+    ),
+    "pipeline_fault": (made(np.linspace(1.0, 3.0, 60), {0: 1.0, 60: 3.0}), "critical", made(falling(3.0, 1.0), {0: 3.0, 75: 1.0})),
+    "divergence": (
+        made(np.concatenate([[5.0, 4.0, 7.5, 9.0], falling(6.0, 0.6)]), {0: 5.0, 25: 1.8, 50: 0.8, 79: 0.7}, multiplier=25),
+        "warning",
+        made(np.concatenate([[5.0, 4.0, 3.5, 3.0], falling(2.0, 0.6)]), {0: 5.0, 25: 0.9, 50: 0.72, 79: 0.7}, multiplier=10),
+    ),
+    "slow_learning": (made(falling(3.0, 2.7), {0: 3.0, 25: 2.9, 50: 2.85, 75: 2.8}, multiplier=0.03), "warning", SOUND),
+    "still_improving": (made(np.linspace(3.0, 1.5, 12), {0: 3.0, 12: 1.5}), "warning", SOUND),
+    "noisy_training": (
+        replace(made(falling(3.0, 0.6), {0: 3.0, 75: 0.7}, noise=0.5), hyperparameters=KNOWN | {"batch_size": 1}), "warning",
+        replace(made(falling(3.0, 0.6), {0: 3.0, 75: 0.7}, noise=0.05), hyperparameters=KNOWN | {"batch_size": 1}),
+    ),
+    "too_little_data": (
+        replace(made(falling(3.0, 0.1, 60), {0: 3.0, 6: 0.8, 12: 0.79, 24: 0.95, 36: 1.1, 60: 1.3}), steps_per_epoch=6, data_findings=()),
+        "info",
+        replace(made(falling(3.0, 0.1, 60), {0: 3.0, 6: 1.9, 12: 1.4, 24: 0.9, 36: 0.8, 48: 1.0, 60: 1.2}), steps_per_epoch=6),
+    ),
+    "no_validation": (history.from_points([{"step": s, "train_loss": 1 / s} for s in range(1, 12)]), "warning", SOUND),
+    "cannot_tell": (made(falling(3.0, 0.6), {0: 3.0, 75: 0.7}), "info", SOUND),
+    "noisy_validation": (sampled(1.0 + 0.4 * NOISE), "warning", sampled(np.linspace(2.0, 0.5, 40) + 0.2 * NOISE)),
+    "no_learning": (made(falling(3.0, 2.9), {0: 3.0, 25: 3.02, 50: 3.01, 75: 3.03}), "critical", SOUND),
+    "overfitting": (
+        table(train_loss=[2.0, 1.0, 0.6, 0.4, 0.3, 0.2], full_valid_loss=CLEARLY_BEST_AT_3), "warning",
+        table(train_loss=[2.0, 1.0, 0.6, 0.4, 0.3, 0.2], full_valid_loss=[2.0, 1.0, 0.8, 0.79, 0.81, 0.8]),
+    ),
+    "over_confidence": (
+        table(full_valid_loss=CLEARLY_BEST_AT_3, f1=[0.5, 0.7, 0.8, 0.82, 0.83, 0.83]), "warning",
+        table(full_valid_loss=CLEARLY_BEST_AT_3, f1=[0.5, 0.7, 0.8, 0.72, 0.65, 0.6]),
+    ),
+    "memorization": (
+        table(train_loss=[2.0, 0.5, 0.1, 0.02, 0.01], train_accuracy=[0.5, 0.8, 0.97, 0.99, 1.0], full_valid_loss=KEPT),
+        "info",
+        table(train_loss=[2.0, 1.1, 0.8, 0.7, 0.6], train_accuracy=[0.5, 0.7, 0.8, 0.8, 0.8], full_valid_loss=KEPT),
+    ),
+    "suspiciously_perfect": (
+        table(full_valid_loss=[1e-4, 9e-5, 8e-5, 7e-5], f1=[1.0, 1.0, 1.0, 1.0]), "warning",
+        table(full_valid_loss=[0.2, 0.1, 0.09, 0.08], f1=[0.93, 0.95, 0.96, 0.97]),
+    ),
+    "late_improvement": (
+        table(full_valid_loss=[2.0, 1.5, 1.0, 1.3, 1.5, 1.6, 1.4, 1.1, 0.8, 0.6, 0.5, 0.45, 0.42, 0.4, 0.4]), "info",
+        table(full_valid_loss=FALLEN),
+    ),
+    "plateau": (
+        table(train_loss=[1.0] * 12, full_valid_loss=[2.0, *([0.70, 0.701, 0.699] * 3), 0.7, 0.7]), "info",
+        table(train_loss=[1.0] * 12, full_valid_loss=[2.0, 1.7, 1.5, 1.3, 1.15, 1.0, 0.9, 0.8, 0.7, 0.6, 0.52, 0.45]),
+    ),
+    "converged": (
+        table(full_valid_loss=FALLEN[:7]), "info", table(full_valid_loss=[2.0, 1.7, 1.4, 1.1, 0.9, 0.7]),
+    ),
+    "constant_metric": (
+        table(full_valid_loss=[0.7, 0.6, 0.6, 0.6], accuracy=[0.672] * 4), "warning",
+        table(full_valid_loss=[0.7, 0.6, 0.6, 0.6], accuracy=[0.672, 0.68, 0.672, 0.69]),
+    ),
+    "metric_conflict": (
+        table(full_valid_loss=LOSS_DOWN, accuracy=ACCURACY_UP, f1=[0.6, 0.57, 0.5, 0.46, 0.42, 0.4]),
+        "warning",
+        table(full_valid_loss=LOSS_DOWN, accuracy=ACCURACY_UP, f1=[0.6, 0.63, 0.7, 0.71, 0.74, 0.75]),
+    ),
+    "inconsistent_answers": (
+        with_rows(np.concatenate([0.5 + 0.05 * NOISE[:30], 1.6 + 0.1 * NOISE[30:]])), "warning", with_rows(0.5 + 0.08 * NOISE),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", [*CURVE_CODES, "inconsistent_answers"])
+def test_what_is_seen_is_said_and_what_is_not_is_not(code: str) -> None:
+    run, severity, other = CASES[code]
+    said = {finding.code: finding for finding in report.diagnose(run).findings}
+    assert code in said and said[code].severity == severity, list(said)
+    found = said[code]
+    assert 0 < found.confidence <= 1 and found.evidence and len(found.message) > 20 and len(found.advice) > 15
+    assert any(character.isdigit() for character in found.message), "the numbers are said"
+    assert code not in {finding.code for finding in report.diagnose(other).findings}
+
+
+def test_rows_of_another_kind_are_not_called_wrong() -> None:
+    losses = np.concatenate([0.5 + 0.05 * NOISE[:30], 1.6 + 0.1 * NOISE[30:]])
+    found = report.diagnose(with_rows(losses, [4] * 30 + [200] * 10)).findings
+    assert [(f.code, f.severity) for f in found if f.code == "inconsistent_answers"] == [("inconsistent_answers", "info")]
+
+
+def test_too_few_points_are_said_to_be_too_few() -> None:
+    assert report.diagnose(table(train_loss=[1.0], full_valid_loss=[0.9])).verdict.startswith("Cannot tell")
+    assert report.diagnose(history.from_points([])).verdict == "Nothing can be said yet: no step has been made."
+
+
+def test_a_loss_in_other_units_is_the_same_run() -> None:
+    for run, _, other in CASES.values():
+        for one in (run, other):
+            scaled = replace(one, series={n: Series(s.steps, 3 * s.values) if "loss" in n else s for n, s in one.series.items()})
+            rows = one.rows and replace(one.rows, loss_ER=3 * one.rows.loss_ER)
+            before, after = report.diagnose(one), report.diagnose(replace(scaled, rows=rows))
+            known = {"suspiciously_perfect"}  # next to nothing is next to nothing in nats
+            assert [f.code for f in before.findings if f.code not in known] == [f.code for f in after.findings if f.code not in known]
+
+
+# --- the score quoted for a checkpoint ---
+
+
+def test_the_score_is_not_the_best_of_many() -> None:
+    values = 0.4 + 0.03 * RANDOM.standard_normal(20)
+    found = report.diagnose(history.from_points({"step": s, "valid_accuracy": v, "valid_loss": 1.0} for s, v in enumerate(values, 1)))
+    assert found.checkpoint is not None and found.checkpoint.score is not None
+    score = found.checkpoint.score
+    assert abs(score["value"] - 0.4) < 0.02 < values.max() - 0.4 and score["low"] < 0.4 < score["high"]
+
+
+# --- a run that goes on ---
+
+
+def told(runs: Iterable[History]) -> list[str]:
+    """Return the keys of the events of a run that is looked at again and again."""
+    watched = watch.Watch()
+    return [event.key for run in runs for event in watched.hear(run)]
+
+
+LONG = made(
+    falling(3.0, 0.05, 150), {0: 3.0, 25: 0.7, 50: 0.8, 75: 0.95, 100: 1.0, 125: 1.05, 150: 1.1},
+    accuracy={0: 0.4, 25: 0.84, 50: 0.8, 75: 0.7, 100: 0.68, 125: 0.66, 150: 0.65},
+)  # fmt: skip
+
+
+def test_a_finding_is_said_once_it_stands_and_only_once() -> None:
+    keys = told(LONG.until(step) for step in range(1, 151))
+    assert keys == ["finding:overfitting:1"]
+    assert told([LONG]) == keys, "one that begins in the middle comes to the same"
+    event = watch.Watch().hear(LONG)[0]
+    assert event.level == "warn" and "Overfitting: the full validation loss was best at step 25" in event.message
+    at = int(event.message.split(":")[0].removeprefix("Step "))
+    first = next(s for s in range(1, 151) if "overfitting" in {f.code for f in report.diagnose(LONG.until(s)).findings})
+    assert at > first, "not before it has stood over two evaluations"
+
+
+def test_what_no_longer_holds_is_withdrawn_aloud() -> None:
+    full = {0: 3.0, 10: 1.0, 20: 0.8, 30: 1.1, 40: 1.3, 50: 1.4, 60: 0.7, 70: 0.6, 80: 0.5, 90: 0.45, 100: 0.4}
+    keys = told([made(falling(3.0, 0.3, 100), full)])
+    assert keys[:2] == ["finding:overfitting:1", "withdrawn:overfitting:1"]
+
+
+def test_a_sound_run_hears_nothing() -> None:
+    assert told(SOUND.until(step) for step in range(1, 76)) == []
+
+
+# --- whatever comes in ---
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    columns=st.dictionaries(
+        st.sampled_from(sorted(history.NAMES)),
+        st.lists(st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True, width=32)), max_size=30), max_size=6,
+    ),
+    known=st.fixed_dictionaries({}, optional={
+        "batch_size": st.integers(1, 256), "n_epochs": st.integers(1, 500), "lora_dropout": st.floats(0, 0.99),
+        "base_learning_rate": st.floats(1e-9, 1), "learning_rate_multiplier": st.floats(1e-9, 10),
+    }),
+    facts=st.fixed_dictionaries({}, optional={
+        "steps_per_epoch": st.floats(0.5, 1e4), "total_steps": st.integers(1, 10**6), "num_validation": st.integers(0, 10**5),
+        "usual_learning_rate": st.floats(1e-7, 0.1), "finished": st.booleans(), "num_training": st.integers(1, 10**6),
+    }),
+)  # fmt: skip
+def test_any_history_is_read_and_said(columns: dict[str, list[float | None]], known: dict[str, Any], facts: dict[str, Any]) -> None:
+    points = [{"step": s, **{n: v[s] for n, v in columns.items() if s < len(v)}} for s in range(30)]
+    run = history.from_points(points, hyperparameters=known, **facts)
+    found = report.diagnose(run)
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["verdict"] == found.verdict
+    assert found.verdict in " ".join(render.text(found).split()) or len(found.verdict) > 100
+    assert render.markdown(found).startswith("# Report")
+    assert {"base_learning_rate", "learning_rate_multiplier"} <= found.next_hyperparameters.keys()
+    watch.Watch().hear(run)

@@ -16,6 +16,7 @@ import typer
 from tunesmith import cli
 from tunesmith.api import generation
 from tunesmith.domain import datasets, jobs
+from tunesmith.domain.findings import CODES
 from tunesmith.domain.runs import CSV_COLUMNS, MetricPoint
 from tunesmith.domain.specs import HYPERPARAMETERS
 from tunesmith.errors import DataError
@@ -113,6 +114,18 @@ def test_every_command_and_option() -> None:
     for name, command in commands().items():
         section = page.split(f"### tunesmith {name}\n", 1)[1].split("###", 1)[0]
         assert missing(sorted(options(command)), section) == []
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_finding_has_a_section(code: str) -> None:
+    section = next((part for part in text("diagnosis.md").split("\n### ")[1:] if part.startswith(f"`{code}`\n")), "")
+    for heading in ("How it looks", "What it means", "What to do"):
+        said = re.search(rf"^\*\*{heading}\.\*\* (.+)$", section, re.MULTILINE)
+        assert said is not None and len(said[1]) >= 8, f"{code}: {heading}"
+
+
+def test_no_section_is_of_a_finding_that_is_not() -> None:
+    assert re.findall(r"^### `(\w+)`$", text("diagnosis.md"), re.MULTILINE) == list(CODES)
 
 
 def test_every_metric_and_status() -> None:

@@ -81,7 +81,7 @@ def test_the_folder(done: tunesmith.Run) -> None:
     there = {path.name for path in done.directory.iterdir() if not path.name.startswith(".")}
     assert there == {
         "spec.json", "data_findings.json", "metrics.jsonl", "step_metrics.csv", "events.jsonl", "row_losses.jsonl", "checkpoints",
-        "adapter", "loss.png", "token_accuracy.png", "result.json",
+        "adapter", "loss.png", "token_accuracy.png", "report.md", "result.json",
     }  # fmt: skip
     assert {path.name for path in (done.directory / "adapter").iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "manifest.json",
@@ -123,7 +123,9 @@ def test_the_events(done: tunesmith.Run) -> None:
     keys = [event["key"] for event in events]
     assert len(set(keys)) == len(keys) and [key for key in keys if key.startswith("step:")] == [f"step:{n}" for n in range(11)]
     assert all({"created_at", "level", "type", "key", "message", "data"} == set(event) for event in events)
-    assert events[-1]["message"] == "Training stopped at step 10: n_epochs 2 reached."
+    assert events[-2]["message"] == "Training stopped at step 10: n_epochs 2 reached."
+    assert events[-1]["message"] == f"Verdict: {done.diagnosis.verdict}"
+    assert (done.directory / "report.md").read_text().startswith(f"# Report: tiny\n\n**{done.diagnosis.verdict}**\n")
     assert done.result is not None and done.result["reason"] == "n_epochs 2 reached." and done.result["chosen_step"] == 10
     assert next(event for event in events if event["key"] == "step:5")["data"]["full_valid_loss"] == done.metrics[5]["full_valid_loss"]
 

@@ -40,6 +40,7 @@ TABLE = [
     ("learning_rate_schedule", "linear", "linear", False),
     ("warmup_ratio", 0.03, 0.03, False),
     ("max_length", "auto", "auto", False),
+    ("score_training_rows", False, False, False),
 ]
 #: name, values on the border that are accepted, values just beyond that are not.
 BOUNDS: list[tuple[str, list[Any], list[Any]]] = [
@@ -99,8 +100,15 @@ def test_bounds(name: str, inside: list[Any], outside: list[Any]) -> None:
         assert f"{value!r}. Expected {BY_NAME[name].accepted}" in error.message
 
 
+@pytest.mark.parametrize("value", [0, 1, "true", None, [True]])
+def test_a_switch_is_true_or_false(value: Any) -> None:
+    assert ask(score_training_rows=True).values["score_training_rows"] is True
+    error = refused(TrainingSpec.ask, "m", {"score_training_rows": value}, "api")
+    assert f"{value!r}. Expected true or false, 'auto'." in error.message
+
+
 def test_every_number_has_its_bounds_tested() -> None:
-    assert {name for name, _, _ in BOUNDS} == {h.name for h in HYPERPARAMETERS if h.kind is not str}
+    assert {name for name, _, _ in BOUNDS} == {h.name for h in HYPERPARAMETERS if h.kind not in (str, bool)}
 
 
 @pytest.mark.parametrize("h", [h for h in HYPERPARAMETERS if h.kind is str], ids=lambda h: h.name)

@@ -24,6 +24,8 @@ class Limits(NamedTuple):
     bend: float = 0.25
     trend: float = 0.2
     alike: float = 0.4
+    #: ... and never where its noise is below this share of its whole spread: a fall and then a flat stretch.
+    smooth: float = 0.1
     #: A training loss this many times its least has diverged.
     diverged: float = 1.5
     #: A learning rate this many times the model's own, or this small a share of it, is suspect.

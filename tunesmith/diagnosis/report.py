@@ -17,7 +17,7 @@ _EXPLAINS: dict[str, set[str]] = {
     "divergence": {"slow_learning", "overfitting", "over_confidence", "still_improving", "no_learning", "plateau", "memorization",
                    "inconsistent_answers", "noisy_training"},
     "slow_learning": {"still_improving", "no_learning", "plateau", "inconsistent_answers"},
-    "overfitting": {"memorization", "still_improving", "no_learning", "metric_conflict", "too_little_data"},
+    "overfitting": {"memorization", "still_improving", "no_learning", "metric_conflict"},
     "over_confidence": {"memorization", "still_improving", "metric_conflict"},
     "too_little_data": {"overfitting", "over_confidence", "memorization", "still_improving", "low_variety"},
     "pipeline_fault": {"divergence", "slow_learning", "no_learning", "noisy_training"},

@@ -71,7 +71,7 @@ class View:
 
     @cached_property
     def best(self) -> int:
-        """Where `smooth` is least; the earliest of those within its noise would be `best_within_noise`."""
+        """Where `smooth` is least."""
         return int(np.argmin(self.smooth)) if len(self.smooth) else 0
 
     @cached_property
@@ -80,7 +80,7 @@ class View:
         if not len(self.smooth):
             return 0.0
         least = max(float(self.smooth[self.best]), _FLOOR * float(np.max(self.smooth)))
-        return float(self.smooth[-1]) / least - 1
+        return float(self.smooth[-1]) / least - 1 if least > 0 else 0.0
 
     @cached_property
     def rise_in_noise(self) -> float:
@@ -165,6 +165,8 @@ class View:
         """
         values = self.loss.values
         if len(values) < 5 or np.ptp(values) == 0:
+            return False
+        if stats.noise(values) < LIMITS.smooth * float(np.std(values)):
             return False
         if len(values) == 5:
             return stats.turns(values) > 1 and stats.noise(values) > float(np.std(values))

@@ -43,7 +43,7 @@ def inconsistent_answers(view: View) -> Finding | None:
         "inconsistent_answers", "warning", 0.75, None, numbers,
         f"{seen}: the answers of the first do not follow from their prompts as the others' do.",
         "Look at these rows, and at the training rows of highest loss (score_training_rows): correct their answers or leave them out.",
-        Change("training_data", "as it is", "without rows whose answers are wrong", f"{share:.0%} of the validation rows contradict the rest"),
+        Change("training_data", "as it is", "without wrong answers", f"{share:.0%} of the validation rows contradict the rest"),
     )  # fmt: skip
 
 

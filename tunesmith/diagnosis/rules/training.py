@@ -37,8 +37,7 @@ def pipeline_fault(view: View) -> Finding | None:
         return None
     start, end = view.train_ends
     change, surely = stats.slope(train)
-    best = float(stats.smoothed(train.values).min())
-    if not (change > 0 and surely > LIMITS.sure and end > 1.1 * start and best > start - LIMITS.differ * view.train_noise):
+    if not (change > 0 and surely > LIMITS.sure and end > 1.1 * start and _never_fell(view)):
         return None
     return finding(
         "pipeline_fault", "critical", 0.7, (int(train.steps[0]), int(train.steps[-1])), {"train_loss_start": start, "train_loss_end": end},
@@ -61,6 +60,8 @@ def divergence(view: View) -> Finding | None:
     worse_than_base = view.base is not None and len(view.loss) > 1 and view.loss.values[-1] > 1.05 * view.base
     went_up = end > LIMITS.diverged * least and end - least > LIMITS.sure * sigma and end > 0.3 * start
     rose = end > 1.05 * start and end - start > LIMITS.sure * sigma
+    if not is_fast and _never_fell(view):
+        return None  # it never fell: `pipeline_fault`
     if not (went_up or rose or (worse_than_base and is_fast)):
         return None
     at = int(train.steps[int(np.argmin(smooth))])
@@ -172,7 +173,8 @@ def still_improving(view: View) -> Finding | None:
     return finding(
         "still_improving", "warning" if few else "info", 0.8, (int(since[-quarter]), int(since[-1])), numbers,
         f"The run ended while it still improved: {seen}."
-        + (" The learning rate was near 0 by then, so the loss flattens by itself." if _is_decayed(view) else ""), "Train longer.",
+        + (" The learning rate was near 0 by then, so the loss flattens by itself." if _is_decayed(view) else ""),
+        "Train longer, on the same rows or on more.",
         advice.more_epochs(view.history, seen),
     )  # fmt: skip
 
@@ -214,6 +216,12 @@ def too_little_data(view: View) -> Finding | None:
 def _still_falls(view: View) -> bool:
     """Whether either loss still fell at the end."""
     return view.train_falls or (view.valid_share or 0.0) > LIMITS.still or math.isclose(view.rise, 0.0)
+
+
+def _never_fell(view: View) -> bool:
+    """Whether the training loss, smoothed, never came below where it began by more than noise."""
+    smooth = stats.smoothed(view.train.values)
+    return float(smooth.min()) > float(smooth[0]) - LIMITS.differ * view.train_noise
 
 
 def _is_decayed(view: View) -> bool:

@@ -23,7 +23,8 @@ def no_validation(view: View) -> Finding | None:
         return None
     return finding(
         "no_validation", "warning", 1.0, None, {"training_points": len(view.train)},
-        "There is no validation data: nobody can tell whether the model got better at anything but its training rows.",
+        f"There are {len(view.train)} training points and none of validation: nobody can tell whether the model got better at anything but "
+        "its training rows.",
         "Give a validation file, or have a share of the training rows set aside.",
         advice.value(view.history, "training_split", 0.8, "without validation data overfitting cannot be seen"),
     )  # fmt: skip
@@ -166,7 +167,7 @@ def suspiciously_perfect(view: View) -> Finding | None:
 
 def late_improvement(view: View) -> Finding | None:
     """The loss got worse beyond noise and then better than ever: the first rise was not the end."""
-    smooth, steps = view.smooth, view.loss.steps
+    smooth, steps = stats.smoothed(view.loss.values, 3), view.loss.steps
     if len(smooth) < _FOR_PLATEAU or view.is_noise:
         return None
     before = np.minimum.accumulate(smooth)
