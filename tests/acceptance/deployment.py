@@ -63,6 +63,11 @@ class Deployment:
         said = f"Step {step}/"
         eventually(lambda: any(e.message.startswith(said) for e in self.events(job_id)), timeout, lambda: self.events(job_id)[-3:])
 
+    def command(self, *arguments: str) -> str:
+        """Return what a command of the command line prints, run on the server's data directory."""
+        command = [sys.executable, "-m", "tunesmith.cli", *arguments, "--data-dir", str(self.data_dir)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
     def adapter(self, job_id: str, step: int) -> Path:
         """Return the published adapter of a step."""
         (path,) = (self.data_dir / "jobs" / job_id / "checkpoints").glob(f"step-{step:06d}-f*/adapter_model.safetensors")

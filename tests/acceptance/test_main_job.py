@@ -84,7 +84,7 @@ def test_events_are_openais(deployment: Deployment, finished: dict[str, Any]) ->
     events = deployment.events(job.id)
     warnings = [event.message for event in events if event.level == "warn"]
     assert warnings[0].startswith("4 of 4 validation rows (100 %) are in the training file too")
-    assert len(warnings) == 3  # and there are too few rows of both kinds
+    assert ["validation rows can show" in words or "12 rows to train on" in words for words in warnings[1:3]] == [True, True], warnings
     messages = [event.message for event in events if event.type == "message" and event.level == "info"]
     assert messages[:4] == [
         f"Created fine-tuning job: {job.id}",
@@ -93,6 +93,7 @@ def test_events_are_openais(deployment: Deployment, finished: dict[str, Any]) ->
         "Fine-tuning job started",
     ]
     assert messages[-2:] == [f"New fine-tuned model created: {job.fine_tuned_model}", "The job has successfully completed"]
+    assert messages[-3].startswith("Verdict: 4 of 4 validation rows (100 %) are in the training file too")
     assert all(event.data == {} for event in events if event.type == "message")
     metrics = [event for event in events if event.type == "metrics"]
     assert metrics[0].message.startswith("Base model: full validation loss=")
@@ -145,6 +146,24 @@ def test_reasons_are_shown(deployment: Deployment, finished: dict[str, Any]) -> 
     assert json.dumps(shown).count("auto: LoRA, 10 x the full-tuning rate for a model of 135 M parameters") == 1
 
 
+def test_the_job_is_told_what_happened(deployment: Deployment, finished: dict[str, Any]) -> None:
+    job = finished["job"]
+    key = {"Authorization": f"Bearer {deployment.client.api_key}"}
+    found = httpx.get(f"{deployment.url}/api/jobs/{job.id}/diagnosis", headers=key).json()
+    assert (found["status"], found["final"], found["step"]) == ("succeeded", True, 12)
+    assert found["findings"][0]["code"] == "leakage" and found["checkpoint"]["step"] == 12
+    assert [row["line"] for row in found["rows"]["worst_validation"]] and found["rows"]["num_validation"] == 4
+    again = found["next_hyperparameters"]
+    assert again["learning_rate_multiplier"] == 4.0 and again["base_learning_rate"] == pytest.approx(3.7e-4, rel=0.1)
+    file = deployment.client.files.create(file=("rows.jsonl", b'{"prompt": "a", "completion": "b"}\n' * 12), purpose="fine-tune")
+    method: Any = {"type": "supervised", "supervised": {"hyperparameters": again}}
+    next_job = deployment.client.fine_tuning.jobs.create(model=job.model, training_file=file.id, method=method)
+    assert next_job.status == "validating_files", "the proposed hyperparameters are accepted as they are"
+    deployment.client.fine_tuning.jobs.cancel(next_job.id)
+    told = deployment.command("diagnose", job.id, "--json")
+    assert json.loads(told)["verdict"] == found["verdict"]
+
+
 def test_the_first_metric_comes_soon(finished: dict[str, Any]) -> None:
     """20 s is the goal on an idle machine (benchmarks); here only that it is not minutes."""
     assert finished["first_metric"] < 60
@@ -173,8 +192,8 @@ async def test_the_async_client_continues_from_the_fine_tuned_model(
         assert job.status == "succeeded", job.error
         assert str(job.fine_tuned_model).startswith("ft:smollm2-135m-instruct:")
         assert [found.id async for found in jobs.list(metadata={"round": "2"})] == [job.id]
-        # Four to start, few rows, memory, sharing, two steps, three to end.
-        assert len([event async for event in jobs.list_events(job.id)]) == 12
+        # Four to start, few rows, memory, sharing, two steps, that nothing validates, a verdict, three to end.
+        assert len([event async for event in jobs.list_events(job.id)]) == 14
         (checkpoint,) = [c async for c in jobs.checkpoints.list(job.id)]
         assert checkpoint.fine_tuned_model_checkpoint == job.fine_tuned_model
         assert (await client.files.content(job.result_files[0])).text.startswith("step,train_loss,train_accuracy,")

@@ -8,7 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tunesmith.diagnosis import report
 from tunesmith.domain.jobs import JobError
+from tunesmith.services import diagnoses
 from tunesmith.store import jobs, queue
 
 from . import serving
@@ -132,7 +134,33 @@ def test_our_own_view_of_a_job(server: Serving, http: httpx.Client) -> None:
     assert [row["data"]["step"] for row in seen] == list(range(7))
     assert [row["seq"] for row in seen] == sorted(row["seq"] for row in seen) and page["next"] == seen[-1]["seq"]
     assert http.get(f"/api/jobs/{job}/metrics", params={"after": page["next"]}).json()["data"] == []
+    early = http.get(f"/api/jobs/{job}/diagnosis")
+    assert early.status_code == 404 and "is succeeded and has no diagnosis yet" in early.json()["error"]["message"]
+    assert http.get("/api/jobs/ftjob-no/diagnosis").status_code == 404
     assert http.get("/api/jobs/ftjob-no").status_code == http.get("/api/jobs/ftjob-no/metrics").status_code == 404
+
+
+def test_a_job_s_diagnosis_while_it_runs_and_after(server: Serving, http: httpx.Client) -> None:
+    training = call(http, "POST", "/files", files={"file": ("train.jsonl", TRAIN)}, data={"purpose": "fine-tune"})
+    job = call(http, "POST", "/fine_tuning/jobs", json={"model": BASE, "training_file": training["id"]})["id"]
+    while serving.validate(server.context).id != job:
+        pass
+    while (running := serving.begin(server.context)).id != job:
+        pass
+    jobs.record(server.context.db, job, running.fence, points=serving.points(6))
+    verdict = diagnoses.record(server.context.db, job, running.fence, diagnoses.history(server.context.db, job))
+    found = http.get(f"/api/jobs/{job}/diagnosis").json()
+    assert (found["id"], found["status"], found["final"], found["step"], found["verdict"]) == (job, "running", False, 6, verdict)
+    assert {"base_learning_rate", "learning_rate_multiplier"} <= found["next_hyperparameters"].keys()
+    assert set(found) == {
+        "id", "status", "final", "step", "verdict", "findings", "checkpoint", "next_hyperparameters", "plots", "reading", "rows",
+        "cannot_tell",
+    }  # fmt: skip
+    assert all({"code", "severity", "confidence", "steps", "evidence", "advice", "changes"} <= set(one) for one in found["findings"])
+    jobs.move(server.context.db, job, running.fence, "failed", error=JobError("non_finite", "Step 7: not finite."))
+    assert http.get(f"/api/jobs/{job}/diagnosis").json()["final"] is True
+    late = report.diagnose(diagnoses.history(server.context.db, job))
+    assert late.findings[0].code == "non_finite" and late.findings[0].steps == (7, 7)
 
 
 def test_content_is_a_download_whatever_its_name(http: httpx.Client) -> None:

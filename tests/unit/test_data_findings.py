@@ -362,7 +362,7 @@ def test_plain_text_may_be_meant() -> None:
 # --- too few rows ---
 
 
-@pytest.mark.parametrize(("rows", "severity"), [(8, "warning"), (49, "warning"), (50, "info"), (199, "info"), (200, None)])
+@pytest.mark.parametrize(("rows", "severity"), [(8, "warning"), (24, "warning"), (25, "info"), (199, "info"), (200, None)])
 def test_small_validation(rows: int, severity: str | None) -> None:
     found = dataset.small_validation(rows)
     assert (found and found.severity) == severity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import hashlib
 import json
 import shutil
@@ -21,6 +22,8 @@ from tunesmith import plots
 from tunesmith.domain.jobs import Request
 from tunesmith.errors import DataError, InvalidRequest, ModelNotFound
 from tunesmith.settings import Settings
+from tunesmith.training import lora
+from tunesmith.training.network import Network
 
 from ..conftest import write_chat
 
@@ -402,3 +405,13 @@ def test_what_the_data_shows_is_kept_and_said(done: tunesmith.Run, home: Setting
     assert {f["code"]: f["evidence"]["rows"] for f in split.data_findings} == {"small_validation": 8, "too_little_data": 32}
     (split.directory / "data_findings.json").unlink()
     assert split.data_findings == [], "a run of before there were any"
+
+
+def test_nothing_of_a_run_stays_in_memory(home: Settings, files: tuple[Path, Path], tmp_path: Path) -> None:
+    """One that trains again and again in a process must not keep every model."""
+    train(home, files, tmp_path / "run", n_steps=1)
+    gc.collect()
+    left = [type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, (lora.LoraGroup, Network))]
+    assert left == []
+    run = Network.__new__(Network)
+    assert any(thing is run for thing in gc.get_objects()), "what is kept would be seen"

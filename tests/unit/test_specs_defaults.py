@@ -83,7 +83,7 @@ def refused(call: Any, *arguments: Any, **named: Any) -> InvalidRequest:
 
 def test_the_table_is_the_documented_one() -> None:
     assert [(h.name, h.train_default, h.api_default, h.none) for h in HYPERPARAMETERS] == TABLE
-    assert [field.name for field in dataclasses.fields(ResolvedSpec)] == ["model", *BY_NAME, "reasons", "plan"]
+    assert [field.name for field in dataclasses.fields(ResolvedSpec)] == ["model", *BY_NAME, "reasons", "usual_learning_rate", "plan"]
     for h in HYPERPARAMETERS:
         assert (
             h.help.endswith(".") and h.check(h.train_default, h.name) == h.train_default and h.check(h.api_default, h.name) == h.api_default

@@ -47,9 +47,11 @@ class Limits(NamedTuple):
     plateau: float = 0.02
     #: Noise from point to point, as a share of a training loss, from which a small batch says next to nothing.
     noisy_step: float = 0.15
-    #: Validation rows fall into two groups if that explains this share of their losses' variance. Runs: at most .73 where all answers are
-    #: right, .84 and more where some are not; a uniform distribution has .75.
-    two_groups: float = 0.78
+    #: Validation rows fall into two groups if that explains more than this share of their losses' variance: what it does of a uniform
+    #: distribution's. Runs: at most .72 where all answers are right, .78 and more where some are not.
+    two_groups: float = 0.75
+    #: ... and if the upper group's median is this many times the lower one's. Runs: 1.5 and 1.9.
+    group_ratio: float = 1.6
     #: ... and if the smaller has at least this share of the rows.
     odd_rows: float = 0.05
     #: A training loss below this share of the validation loss, at this token accuracy, is memory.

@@ -72,18 +72,19 @@ def _kept(network: Network, tokens: int) -> int:
     ids_T = np.random.default_rng(0).integers(0, network.head.weight_VI.shape[0], tokens)
     (batch,) = network.micro_batches([TokenizedExample(0, ids_T, np.arange(tokens) > tokens - 2)], tokens)
     known = {tensor.untyped_storage().data_ptr() for tensor in (*network.model.parameters(), *network.model.buffers())}
-    kept: dict[int, Tensor] = {}  # the tensors themselves, so that no address is used twice
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 
-    def note(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in known:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
+    def note(tensor: Tensor) -> None:
+        """Note what would be saved, and save nothing: a graph that holds its own tensors is never freed."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage
 
     network.masks.begin(1, batch.hash_T)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing):
         network.loss(batch)
     network.masks.off()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def in_use(device: str) -> int:

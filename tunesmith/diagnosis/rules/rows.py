@@ -25,7 +25,7 @@ def inconsistent_answers(view: View) -> Finding | None:
     if explained < LIMITS.two_groups or not LIMITS.odd_rows <= share <= 1 - LIMITS.odd_rows:
         return None
     odd, others = float(np.median(last_R[odd_R])), float(np.median(last_R[~odd_R]))
-    if odd < 1.5 * others:
+    if odd < LIMITS.group_ratio * others:
         return None
     worst = [rows.lines[i] for i in np.argsort(-last_R)[:20] if odd_R[i]]
     numbers = {
