@@ -273,6 +273,45 @@ def test_the_score_is_not_the_best_of_many() -> None:
     assert abs(score["value"] - 0.4) < 0.02 < values.max() - 0.4 and score["low"] < 0.4 < score["high"]
 
 
+# --- loss and accuracy together, and other knobs ---
+
+
+@pytest.mark.parametrize(
+    ("loss", "accuracy", "words"),
+    [
+        ([2.0, 1.5, 1.2, 1.0, 0.9], [0.5, 0.6, 0.7, 0.75, 0.8], "agree: the validation loss fell and token accuracy rose"),
+        ([2.0, 1.0, 0.8, 1.0, 1.2, 1.4], [0.5, 0.7, 0.8, 0.8, 0.81, 0.82], "over-confidence. The answers did not get worse"),
+        ([2.0, 1.0, 0.8, 1.0, 1.2, 1.4], [0.5, 0.7, 0.8, 0.75, 0.7, 0.6], "both say that the run went on too long"),
+        ([1.0, 1.0, 1.001, 1.0, 1.0], [0.5, 0.6, 0.65, 0.7, 0.72], "more answers are right by a small margin"),
+        ([1.0, 0.9, 0.8, 0.7, 0.65], [0.7, 0.7, 0.7, 0.701, 0.7], "grows surer of what it already answered"),
+        ([1.0, 1.0, 1.001, 1.0, 1.0], [0.7, 0.7, 0.701, 0.7, 0.7], "what is still learnt is the training rows themselves"),
+    ],
+)
+def test_loss_and_accuracy_are_read_together(loss: list[float], accuracy: list[float], words: str) -> None:
+    train = [2.0 * 0.6**n for n in range(len(loss))]
+    said = report.diagnose(table(train_loss=train, full_valid_loss=loss, full_valid_accuracy=accuracy)).reading
+    assert words in said and "For exact answers" in said and "Chasing the loss alone" in said
+
+
+def test_a_stop_condition_that_came_too_early_is_moved() -> None:
+    run = made(np.linspace(3.0, 1.5, 12), {0: 3.0, 4: 2.5, 8: 2.0, 12: 1.5})
+    early = replace(run, total_steps=36, hyperparameters=KNOWN | {"stop_eval_loss": 1.6})
+    (finding,) = (f for f in report.diagnose(early).findings if f.code == "still_improving")
+    assert (finding.changes[0].knob, finding.changes[0].before, finding.changes[0].after) == ("stop_eval_loss", 1.6, 0.75)
+    patient = replace(run, total_steps=36, hyperparameters=KNOWN | {"early_stopping_patience": 1})
+    assert report.diagnose(patient).findings[0].changes[0].words().startswith("early_stopping_patience 1 → 3, because it ended the run")
+    assert report.diagnose(run).findings[0].changes[0].knob == "n_epochs"
+
+
+def test_the_next_run_has_the_first_change_of_each_knob() -> None:
+    known = KNOWN | {"lora_dropout": 0.05, "lora_rank": 16, "lora_alpha": 64.0}
+    over = made(falling(3.0, 0.05), {0: 3.0, 25: 0.7, 50: 0.8, 75: 0.95}, accuracy={0: 0.4, 25: 0.84, 50: 0.8, 75: 0.7})
+    found = report.diagnose(replace(over, hyperparameters=known))
+    assert found.next_hyperparameters == known | {"n_epochs": 1, "lora_dropout": 0.1}
+    flat = replace(CASES["plateau"][0], hyperparameters=known)
+    assert {"lora_rank": 32, "lora_alpha": 128.0}.items() <= report.diagnose(flat).next_hyperparameters.items()
+
+
 # --- a run that goes on ---
 
 

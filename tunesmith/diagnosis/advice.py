@@ -106,6 +106,34 @@ def value(history: History, knob: str, after: float | int | str | None, reason: 
     return Change(knob, history.hyperparameters.get(knob), after, reason)
 
 
+def more_dropout(history: History, reason: str) -> Change | None:
+    """Double the dropout of a LoRA run, to 0.1 at least; None where it is high already or not known."""
+    now = history.hyperparameters.get("lora_dropout")
+    if not isinstance(now, (int, float)) or now >= 0.1:
+        return None
+    return Change("lora_dropout", now, max(0.1, short(2 * now)), reason)
+
+
+def higher_rank(history: History, reason: str) -> tuple[Change, ...]:
+    """Double the rank and, to keep alpha / rank, alpha; nothing where they are not known."""
+    rank, alpha = (history.hyperparameters.get(name) for name in ("lora_rank", "lora_alpha"))
+    if not isinstance(rank, int) or not isinstance(alpha, (int, float)) or rank >= 128:
+        return ()
+    return Change("lora_rank", rank, 2 * rank, reason), Change("lora_alpha", alpha, 2 * alpha, "the scale alpha / rank stays as it is")
+
+
+def later_stop(history: History, last_loss: float | None) -> Change | None:
+    """Move the stop condition that ended the run before its planned steps; None if none did."""
+    planned, known = history.total_steps, history.hyperparameters
+    if planned is None or history.last_step >= planned or last_loss is None:
+        return None
+    limit, patience = known.get("stop_eval_loss"), known.get("early_stopping_patience")
+    reason = f"it ended the run at step {history.last_step} of {planned}, while it still improved"
+    if isinstance(limit, (int, float)) and last_loss < limit:
+        return Change("stop_eval_loss", limit, short(last_loss / 2), reason)
+    return Change("early_stopping_patience", patience, patience + 2, reason) if isinstance(patience, int) else None
+
+
 def next_hyperparameters(history: History, findings: Iterable[Finding]) -> dict[str, Any]:
     """Return the next run's hyperparameters, ready to be submitted: what was asked of this one with the first change of each knob.
 

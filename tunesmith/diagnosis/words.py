@@ -8,6 +8,7 @@ import numpy as np
 
 from tunesmith.diagnosis import series as stats
 from tunesmith.diagnosis.history import Series
+from tunesmith.diagnosis.limits import LIMITS
 from tunesmith.diagnosis.view import View
 from tunesmith.domain.findings import Finding
 
@@ -51,13 +52,19 @@ def reading(view: View, findings: Sequence[Finding]) -> str:
     slack = max(2 * stats.noise(score), 0.005)
     codes = {finding.code for finding in findings}
     score_name = called(name)
-    if "over_confidence" in codes or (view.rise > 0.045 and gain >= -slack):
+    then = view.at(metric, float(view.loss.steps[view.best])) or 0.0
+    if "over_confidence" in codes or ("overfitting" not in codes and view.rise > LIMITS.rise and score[-1] >= then - slack):
         seen = (
             f"The validation loss rose from its least while {score_name} held or rose: over-confidence. The answers did not get worse, the "
             "probabilities did."
         )
-    elif view.rise > 0.045:
+    elif view.rise > LIMITS.rise:
         seen = f"The validation loss rose from its least and {score_name} fell: both say that the run went on too long."
+    elif change >= -0.02 and gain <= slack and len(view.train) > 3 and view.train.values[-1] < 0.8 * view.train.values[0]:
+        seen = (
+            f"On the training rows the loss fell by {1 - view.train.values[-1] / view.train.values[0]:.0%}, on validation neither loss nor "
+            f"{score_name} moved since the first evaluation: what is still learnt is the training rows themselves."
+        )
     elif change < -0.02 and gain > slack:
         seen = f"Loss and {score_name} agree: the validation loss fell and {score_name} rose."
     elif change < -0.02:

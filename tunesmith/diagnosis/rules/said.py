@@ -10,11 +10,11 @@ from tunesmith.domain.findings import Change, Finding, Severity
 
 def finding(
     code: str, severity: Severity, confidence: float, steps: tuple[int, int] | None, evidence: Mapping[str, object],
-    message: str, hint: str, change: Change | None = None,
+    message: str, hint: str, *changes: Change | None,
 ) -> Finding:  # fmt: skip
-    """Return the finding, its numbers rounded to four digits; those that are None are not known and left out."""
+    """Return the finding, its numbers rounded to four digits; what is None is left out. The first change counts most."""
     numbers = {key: _rounded(value) for key, value in evidence.items() if value is not None}
-    return Finding(code, severity, confidence, message, hint, numbers, steps, (change,) if change else ())
+    return Finding(code, severity, confidence, message, hint, numbers, steps, tuple(change for change in changes if change))
 
 
 def which(view: View) -> str:

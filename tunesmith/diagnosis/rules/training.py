@@ -175,7 +175,7 @@ def still_improving(view: View) -> Finding | None:
         f"The run ended while it still improved: {seen}."
         + (" The learning rate was near 0 by then, so the loss flattens by itself." if _is_decayed(view) else ""),
         "Train longer, on the same rows or on more.",
-        advice.more_epochs(view.history, seen),
+        advice.later_stop(view.history, float(view.smooth[-1]) if len(view.smooth) else None) or advice.more_epochs(view.history, seen),
     )  # fmt: skip
 
 

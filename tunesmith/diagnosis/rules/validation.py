@@ -108,7 +108,8 @@ def overfitting(view: View) -> Finding | None:
     return finding(
         "overfitting", "warning", sure, (step, view.history.last_step), numbers,
         f"Overfitting: {seen}" + (", while the training loss went on falling." if len(view.train) else "."),
-        "Train less, or on more and more varied rows.", advice.fewer_epochs(view.history, step, seen),
+        "Train less, or on more and more varied rows.",
+        advice.fewer_epochs(view.history, step, seen), advice.more_dropout(view.history, "it holds memorizing back"),
     )  # fmt: skip
 
 
@@ -201,6 +202,7 @@ def plateau(view: View) -> Finding | None:
         "plateau", "info", 0.7, (int(at), int(loss.steps[-1])), {"since_step": int(at), "drift": drift, "level": float(tail.values.mean())},
         f"Since step {at:.0f} the {which(view)} loss has stood at about {tail.values.mean():.3g} ({drift:.1%} of drift).",
         "More epochs will not help; more varied rows, a higher lora_rank or another learning rate may. Fewer epochs give the same sooner.",
+        *advice.higher_rank(view.history, f"the loss has stood still since step {at:.0f}"),
     )  # fmt: skip
 
 
