@@ -95,6 +95,8 @@ class View:
         """Whether the followed loss ends above its least, beyond noise."""
         if self.is_noise or self.rise <= LIMITS.rise:
             return False
+        if not self.is_full and self.history.hyperparameters.get("eval_samples") and len(self.loss) < 12:
+            return False  # so few points of a few rows each, other ones each time
         if len(self.loss) < 12:  # noise cannot be told well from so few: two evaluations in a row must be clearly above the least
             least = float(self.smooth[self.best])
             if len(self.smooth) - self.best > 2 and float(self.smooth[-2:].min()) > (1 + 2 * LIMITS.rise) * least:

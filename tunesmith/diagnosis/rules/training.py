@@ -128,7 +128,7 @@ def strong_dropout(view: View) -> Finding | None:
     numbers = {"lora_dropout": dropout, "train_loss": end, "valid_loss": float(view.smooth[-1]) if len(view.smooth) else None}
     return finding(
         "slow_learning", "warning", 0.8, (0, view.history.last_step), numbers,
-        f"lora_dropout {dropout:g} drops most of what the adapter could learn from: the training loss ended at {end:.3g}.",
+        f"lora_dropout {dropout:g} drops most of what the adapter could learn from: the training loss is at {end:.3g}.",
         "Lower lora_dropout.", advice.value(view.history, "lora_dropout", 0.05, f"{dropout:g} of the adapter's input is dropped"),
     )  # fmt: skip
 
@@ -136,7 +136,7 @@ def strong_dropout(view: View) -> Finding | None:
 def too_few_updates(view: View) -> Finding | None:
     """Large batches leave so few updates that the run ends before it has learnt."""
     batch, steps = advice.rows_per_update(view.history), advice.per_epoch(view.history)
-    if steps is None or steps >= 8 or batch < 32 or len(view.train) < 4 or not _still_falls(view):
+    if steps is None or steps >= 8 or batch < 32 or len(view.train) < 4 or not view.history.finished or not _still_falls(view):
         return None
     seen = f"{batch} rows an update leave {steps:.0f} updates an epoch"
     return finding(
