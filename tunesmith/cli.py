@@ -17,7 +17,7 @@ from tunesmith.domain import ids
 from tunesmith.domain import models as model_names
 from tunesmith.domain.jobs import Request
 from tunesmith.domain.specs import AUTO, HYPERPARAMETERS
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import InvalidRequest, TunesmithError
 
 app = typer.Typer(
     help="Fine-tune language models on your own machines through the OpenAI fine-tuning API.",
@@ -209,7 +209,10 @@ def _history(log: str, data_dir: Path | None) -> Any:
     from tunesmith.services import diagnoses  # noqa: PLC0415
     from tunesmith.settings import Settings  # noqa: PLC0415
 
-    context = services.open(Settings.load(data_dir=data_dir))
+    settings = Settings.load(data_dir=data_dir)
+    if not settings.data_dir.is_dir() and not settings.database_url:
+        raise InvalidRequest(f"There is no job {log!r}: {str(settings.data_dir)!r} does not exist. Hint: give the server's --data-dir.")
+    context = services.open(settings)
     try:
         return diagnoses.history(context.db, log)
     finally:

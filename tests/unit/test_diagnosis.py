@@ -19,6 +19,7 @@ from tunesmith.cli import app
 from tunesmith.diagnosis import history, render, report, watch
 from tunesmith.diagnosis.history import History, Series
 from tunesmith.domain.findings import CURVE_CODES, Diagnosis
+from tunesmith.errors import InvalidRequest
 
 KNOWN = {"n_epochs": 3, "batch_size": 8, "base_learning_rate": 3.7e-4, "learning_rate_multiplier": 1.0}
 
@@ -375,3 +376,16 @@ def test_any_history_is_read_and_said(columns: dict[str, list[float | None]], kn
     assert render.markdown(found).startswith("# Report")
     assert {"base_learning_rate", "learning_rate_multiplier"} <= found.next_hyperparameters.keys()
     watch.Watch().hear(run)
+
+
+def test_a_job_without_a_server_s_data_is_looked_for_where_nothing_is_made(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["diagnose", "ftjob-abc", "--data-dir", str(tmp_path / "none")])
+    assert isinstance(done.exception, InvalidRequest) and "There is no job 'ftjob-abc'" in done.exception.message
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["no/such/folder/plot.png", "plot.xyz"])
+def test_a_picture_that_cannot_be_written(name: str, tmp_path: Path) -> None:
+    (tmp_path / "results.csv").write_text(TABLE)
+    done = CliRunner().invoke(app, ["diagnose", str(tmp_path / "results.csv"), "--plot", str(tmp_path / name)])
+    assert isinstance(done.exception, InvalidRequest) and "a path that ends in .png" in done.exception.message

@@ -20,7 +20,7 @@ import pytest
 import tunesmith
 from tunesmith import plots
 from tunesmith.domain.jobs import Request
-from tunesmith.errors import DataError, InvalidRequest, ModelNotFound
+from tunesmith.errors import DataError, InvalidRequest, ModelNotFound, TrainingFailed
 from tunesmith.settings import Settings
 from tunesmith.training import lora
 from tunesmith.training.network import Network
@@ -405,6 +405,35 @@ def test_what_the_data_shows_is_kept_and_said(done: tunesmith.Run, home: Setting
     assert {f["code"]: f["evidence"]["rows"] for f in split.data_findings} == {"small_validation": 8, "too_little_data": 32}
     (split.directory / "data_findings.json").unlink()
     assert split.data_findings == [], "a run of before there were any"
+
+
+def test_rows_that_were_cut_or_left_out_are_findings(home: Settings, tmp_path: Path) -> None:
+    rows = [(f"q{n}", "a" * 3) for n in range(30)]
+    rows[4], rows[7] = ("q", "long " * 40), ("much too long a question " * 20, "a")
+    run = train(home, (write_chat(tmp_path / "train.jsonl", rows), None), tmp_path / "run", n_steps=1, max_length=64)
+    found = {finding.code: finding for finding in run.diagnosis.findings}
+    assert found["truncated_rows"].evidence["training_lines"] == [5, 8] and found["no_target_rows"].evidence["training_lines"] == [8]
+    assert "1 of 30 training rows" in found["no_target_rows"].message
+
+
+def test_a_run_that_breaks_down_is_told_so(home: Settings, files: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailed, match="diverged"):
+        train(
+            home,
+            files,
+            tmp_path / "run",
+            base_learning_rate=1e-2,
+            learning_rate_multiplier=1.0,
+            lora_alpha=65536,
+            lora_dropout=0.0,
+            n_epochs=60,
+        )
+    run = tunesmith.Run(tmp_path / "run")
+    finding = run.diagnosis.findings[0]
+    assert finding.code == "non_finite" and finding.steps is not None and finding.steps[0] == run.metrics[-1]["step"] + 1
+    assert run.diagnosis.next_hyperparameters["learning_rate_multiplier"] == 0.1
+    assert "the run broke down there" in (tmp_path / "run" / "report.md").read_text()
+    assert run.events[-2]["key"] == "failed" and run.events[-1]["message"].startswith("Verdict: At step")
 
 
 def test_nothing_of_a_run_stays_in_memory(home: Settings, files: tuple[Path, Path], tmp_path: Path) -> None:
