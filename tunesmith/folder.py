@@ -16,6 +16,7 @@ from typing import Any
 
 from tunesmith import logs
 from tunesmith.diagnosis import render, report
+from tunesmith.diagnosis.history import History
 from tunesmith.diagnosis.watch import Watch
 from tunesmith.domain import findings, jobs, runs
 from tunesmith.domain.jobs import Event
@@ -121,8 +122,8 @@ class FolderSink:
             self._last_step = point.step
             self._append("metrics.jsonl", point.to_dict())
             self.event(point.event())
-            if self._watch.is_due(point):
-                for event in self._watch.hear(logs.read(self.directory)):
+            if self._watch.is_due(point) and (history := self._history()):
+                for event in self._watch.hear(history):
                     self.event(event)
         self._on_metric(point)
 
@@ -166,9 +167,20 @@ class FolderSink:
 
     def _report(self) -> None:
         """Write report.md and say the verdict."""
-        found = report.diagnose(replace(logs.read(self.directory), finished=True))
+        history = self._history()
+        if history is None:
+            return
+        found = report.diagnose(replace(history, finished=True))
         write_text(self.directory / "report.md", render.markdown(found, title=self._head["model"]))
         self.event(Event(f"Verdict: {found.verdict}", key="verdict"))
+
+    def _history(self) -> History | None:
+        """Return what the folder says so far; where it cannot be read, say so and go on: a diagnosis must cost no run."""
+        try:
+            return logs.read(self.directory)
+        except InvalidRequest as refused:
+            self.event(Event(f"The run cannot be diagnosed: {refused.message}", key="undiagnosed", level="warn"))
+            return None
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         return read_lines(self.directory / f"{name}.jsonl")

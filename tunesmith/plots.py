@@ -83,10 +83,12 @@ def diagnosis(history: History, found: Diagnosis, title: str = "") -> Figure:
 
 def save_diagnosis(history: History, found: Diagnosis, path: Path, title: str = "") -> None:
     """Write `diagnosis` as a picture; the path's ending says of which kind. Raises: InvalidRequest."""
+    if path.is_dir() or path.suffix not in (".png", ".svg", ".pdf"):
+        raise InvalidRequest(f"The picture cannot be written to {str(path)!r}. Hint: a path that ends in .png, .svg or .pdf.")
     try:
         diagnosis(history, found, title).savefig(path, dpi=140)
-    except (OSError, ValueError) as error:
-        raise InvalidRequest(f"The picture cannot be written to {str(path)!r}: {error}. Hint: a path that ends in .png.") from None
+    except OSError as error:
+        raise InvalidRequest(f"The picture cannot be written to {str(path)!r}: {error}.") from None
 
 
 def _points(history: History) -> list[dict[str, Any]]:
@@ -184,7 +186,8 @@ def _finish(ax: Axes) -> None:
 def _line(ax: Axes, points: Sequence[Mapping[str, Any]], key: str, **style: Any) -> None:
     known = [(point["step"], point[key]) for point in points if point.get(key) is not None]
     if known:
-        ax.plot(*zip(*known, strict=True), **style)
+        alone: dict[str, Any] = {"marker": "o", "markersize": 4} if len(known) == 1 else {}
+        ax.plot(*zip(*known, strict=True), **alone | style)
 
 
 def _epoch_borders(points: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -157,10 +157,12 @@ def test_a_job_s_diagnosis_while_it_runs_and_after(server: Serving, http: httpx.
         "cannot_tell",
     }  # fmt: skip
     assert all({"code", "severity", "confidence", "steps", "evidence", "advice", "changes"} <= set(one) for one in found["findings"])
+    diagnoses.conclude(server.context.db, job, running.fence, broke_down=True)
     jobs.move(server.context.db, job, running.fence, "failed", error=JobError("non_finite", "Step 7: not finite."))
     assert http.get(f"/api/jobs/{job}/diagnosis").json()["final"] is True
     late = report.diagnose(diagnoses.history(server.context.db, job))
     assert late.findings[0].code == "non_finite" and late.findings[0].steps == (7, 7)
+    assert http.get(f"/api/jobs/{job}/diagnosis").json()["verdict"] == late.verdict
 
 
 def test_content_is_a_download_whatever_its_name(http: httpx.Client) -> None:

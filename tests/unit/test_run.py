@@ -20,6 +20,7 @@ import pytest
 import tunesmith
 from tunesmith import plots
 from tunesmith.domain.jobs import Request
+from tunesmith.domain.runs import MetricPoint
 from tunesmith.errors import DataError, InvalidRequest, ModelNotFound, TrainingFailed
 from tunesmith.settings import Settings
 from tunesmith.training import lora
@@ -413,7 +414,7 @@ def test_rows_that_were_cut_or_left_out_are_findings(home: Settings, tmp_path: P
     run = train(home, (write_chat(tmp_path / "train.jsonl", rows), None), tmp_path / "run", n_steps=1, max_length=64)
     found = {finding.code: finding for finding in run.diagnosis.findings}
     assert found["truncated_rows"].evidence["training_lines"] == [5, 8] and found["no_target_rows"].evidence["training_lines"] == [8]
-    assert "1 of 30 training rows" in found["no_target_rows"].message
+    assert "1 of 24 training rows" in found["no_target_rows"].message
 
 
 def test_a_run_that_breaks_down_is_told_so(home: Settings, files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -434,6 +435,24 @@ def test_a_run_that_breaks_down_is_told_so(home: Settings, files: tuple[Path, Pa
     assert run.diagnosis.next_hyperparameters["learning_rate_multiplier"] == 0.1
     assert "the run broke down there" in (tmp_path / "run" / "report.md").read_text()
     assert run.events[-2]["key"] == "failed" and run.events[-1]["message"].startswith("Verdict: At step")
+
+
+def test_what_cannot_be_diagnosed_costs_no_run(home: Settings, files: tuple[Path, Path], tmp_path: Path) -> None:
+    def spoil(point: MetricPoint) -> None:
+        (tmp_path / "run" / "data_findings.json").write_text('{"code": 3}')
+
+    run = train(home, files, tmp_path / "run", n_steps=4, on_metric=spoil)
+    assert run.result is not None and not (run.directory / "report.md").exists()
+    assert "not what Tunesmith writes" in next(event["message"] for event in run.events if event["key"] == "undiagnosed")
+    with pytest.raises(InvalidRequest, match="not what Tunesmith writes"):
+        run.diagnosis
+
+
+def test_rows_beyond_a_megabyte_a_line_are_read(done: tunesmith.Run, tmp_path: Path) -> None:
+    shutil.copytree(done.directory, tmp_path / "run")
+    rows = {"step": 0, "of": "validation", "loss": [1.2345] * 100_000, "lines": list(range(1, 100_001)), "num_targets": [9] * 100_000}
+    (tmp_path / "run" / "row_losses.jsonl").write_text(json.dumps(rows) + "\n" + json.dumps({"step": 10, "loss": [1.0] * 100_000}) + "\n")
+    assert tunesmith.Run(tmp_path / "run").diagnosis.rows["num_validation"] == 100_000
 
 
 def test_nothing_of_a_run_stays_in_memory(home: Settings, files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ class Run(BaseModel):
 
 
 class Diagnosis(BaseModel):
-    """Ours: what happened in a job, why, and what to do next, as of `step`. It is final once the job is over."""
+    """Ours: what happened in a job, why, and what to do next, as of `step`; final for a job that ended by itself."""
 
     id: str
     status: jobs.Status

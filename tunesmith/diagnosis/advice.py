@@ -17,10 +17,10 @@ FEW_UPDATES = 30
 
 
 def rate(history: History, factor: float, reason: str) -> Change:
-    """Multiply the learning rate; where the usual one for the model lies in that direction and nearer, go there."""
+    """Multiply the learning rate; where the usual one for the model lies that way, and not next to this one, go there instead."""
     now = _number(history, "learning_rate_multiplier", 1.0)
     ratio = rate_ratio(history)
-    if ratio is not None and (factor < 1 < ratio or ratio < 1 < factor) and abs(math.log(ratio)) > abs(math.log(factor)):
+    if ratio is not None and (factor < 1 < ratio or ratio < 1 < factor) and abs(math.log(ratio)) > math.log(RATE_STEP / 2):
         factor = 1 / ratio
         reason = f"{reason}; {usual(history)}"
     return Change("learning_rate_multiplier", now, short(now * factor), reason)
@@ -64,36 +64,63 @@ def per_epoch(history: History) -> float | None:
     return history.last_step / passes if passes else None
 
 
-def fewer_epochs(history: History, best_step: float, reason: str) -> Change:
-    """Stop about where the validation was best."""
+def fewer_epochs(history: History, best_step: float, reason: str) -> Change | None:
+    """Stop about where the validation was best; None where that is the end."""
     now, steps = epochs(history), per_epoch(history)
-    after = max(1, round(best_step / steps)) if steps else None
-    if now is not None and after is not None and after >= round(now):
-        after = max(1, round(now) - 1)
-    return Change("n_epochs", _whole(now), after, reason)
+    if now is None or not steps or best_step < steps or _by_steps(history):
+        return _changed("n_steps", _planned(history), max(1, round(best_step)), reason) if _steps_are_updates(history) else None
+    after = max(1, round(best_step / steps))
+    return _changed("n_epochs", _whole(now), max(1, round(now) - 1) if after >= round(now) else after, reason)
 
 
-def more_epochs(history: History, reason: str, factor: float = 2.0) -> Change:
+def more_epochs(history: History, reason: str, factor: float = 2.0) -> Change | None:
     """Train longer: `factor` times, and for about `FEW_UPDATES` updates at least."""
-    now, steps = epochs(history), per_epoch(history)
-    wanted = max(factor, 2 * FEW_UPDATES / history.last_step if history.last_step else 1.0)
-    after = math.ceil((now or 1) * wanted)
-    if steps and now and after * steps > 100 * steps:
-        after = 100
-    return Change("n_epochs", _whole(now), after, reason)
+    now = epochs(history)
+    wanted = max(factor, 2 * FEW_UPDATES / history.last_step if history.last_step and (per_epoch(history) or 0) > 1 else 1.0)
+    if now is None or _by_steps(history):
+        planned = _planned(history)
+        return _changed("n_steps", planned, math.ceil(planned * wanted), reason) if _steps_are_updates(history) else None
+    return _changed("n_epochs", _whole(now), min(100, math.ceil(now * wanted)), reason)
 
 
-def smaller_batch(history: History, reason: str) -> Change:
+def _by_steps(history: History) -> bool:
+    """Whether n_steps, not n_epochs, is what ends the run."""
+    limit, steps, passes = history.hyperparameters.get("n_steps"), per_epoch(history), history.hyperparameters.get("n_epochs")
+    if not isinstance(limit, int):
+        return False
+    return not steps or not isinstance(passes, (int, float)) or limit <= passes * steps
+
+
+def _steps_are_updates(history: History) -> bool:
+    """Whether a step is an optimizer update, as far as is known, and not an epoch or a line of a table."""
+    return history.last_step >= 1 and ((per_epoch(history) or 0) > 1 or history.last_step >= FEW_UPDATES)
+
+
+def _planned(history: History) -> int:
+    limit = history.hyperparameters.get("n_steps")
+    return limit if isinstance(limit, int) and _by_steps(history) else history.total_steps or history.last_step
+
+
+def _changed(knob: str, before: float | int | None, after: float | int, reason: str) -> Change | None:
+    return None if before == after else Change(knob, before, after, reason)
+
+
+def smaller_batch(history: History, reason: str) -> tuple[Change, ...]:
     """Have about eight times as many updates from the same rows, at no less than 4 rows each."""
     now = rows_per_update(history)
-    after = max(_SMALLEST_BATCH, 2 ** round(math.log2(max(now / 8, 1))))
-    return Change("batch_size", now, min(after, now), reason)
+    return _batch(history, min(max(_SMALLEST_BATCH, 2 ** round(math.log2(max(now / 8, 1)))), now), reason)
 
 
-def larger_batch(history: History, reason: str) -> Change:
+def larger_batch(history: History, reason: str) -> tuple[Change, ...]:
     """Average over eight times as many rows in each update, at least 8 and at most 32."""
-    now = rows_per_update(history)
-    return Change("batch_size", now, int(min(max(8 * now, 8), _LARGEST_BATCH)), reason)
+    return _batch(history, int(min(max(8 * rows_per_update(history), 8), _LARGEST_BATCH)), reason)
+
+
+def _batch(history: History, after: int, reason: str) -> tuple[Change, ...]:
+    """Have `after` rows an update, in one accumulation step."""
+    size, parts = int(_number(history, "batch_size", 1)), int(_number(history, "accumulation_steps", 1))
+    whole = Change("accumulation_steps", parts, 1, "batch_size is then all rows of an update")
+    return (Change("batch_size", size, after, reason), *([whole] if parts > 1 else []))
 
 
 def rows_per_update(history: History) -> int:
@@ -146,12 +173,12 @@ def next_hyperparameters(history: History, findings: Iterable[Finding]) -> dict[
     known.setdefault("learning_rate_multiplier", 1.0)
     turned: set[str] = set()
     for finding in findings:
+        if finding.severity == "info" and finding.code != "still_improving":
+            continue  # what needs no change turns no knob
         for change in finding.changes:
             if change.knob in _CARRIED and change.knob not in turned and change.after is not None:
                 turned.add(change.knob)
                 known[change.knob] = change.after
-                if change.knob == "batch_size":
-                    known["accumulation_steps"] = 1
     return {key: known[key] for key in _CARRIED if key in known}
 
 

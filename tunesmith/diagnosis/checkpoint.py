@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from tunesmith.diagnosis import series as stats
+from tunesmith.diagnosis import words
 from tunesmith.diagnosis.history import Floats, Series
 from tunesmith.diagnosis.limits import LIMITS
 from tunesmith.diagnosis.view import View
@@ -32,7 +33,12 @@ def choose(view: View, findings: list[Finding]) -> CheckpointChoice | None:
         return CheckpointChoice(step, "the training loss was least about there, before it rose", _score(view, step))
     if found := codes.get("overfitting"):
         step = _nearest(steps, float(found.evidence["best_step"]))
-        return CheckpointChoice(step, "the validation loss was least there, and the answers got no better after it", _score(view, step))
+        answers = ", and the answers got no better after it" if view.metric[0] else ""
+        return CheckpointChoice(step, f"the validation loss was least about there{answers}", _score(view, step))
+    if "metric_conflict" in codes and view.metric[0]:
+        name, metric = view.metric
+        step = _nearest(steps, float(metric.steps[int(np.argmax(metric.values))]))
+        return CheckpointChoice(step, f"{words.called(name)} was highest there; by the loss it would be step {last}", _score(view, step))
     if found := codes.get("over_confidence"):
         reason = (
             "the answers are at least as good as earlier ones; for probabilities take step "
@@ -40,7 +46,9 @@ def choose(view: View, findings: list[Finding]) -> CheckpointChoice | None:
         )
         return CheckpointChoice(last, reason, _score(view, last))
     if {"no_learning", "constant_metric", "pipeline_fault"} & codes.keys():
-        return CheckpointChoice(last, "none is clearly better than what training began with, so any will do", _score(view, last))
+        worse = view.base is not None and len(view.loss) > 1 and float(view.loss.values[1:].min()) > view.base
+        reason = "but the base model is better than any of them" if worse else "but none is clearly better than what training began with"
+        return CheckpointChoice(last, f"it is the last, {reason}", _score(view, last))
     return CheckpointChoice(last, "nothing earlier was better beyond noise", _score(view, last))
 
 

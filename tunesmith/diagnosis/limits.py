@@ -14,6 +14,8 @@ class Limits(NamedTuple):
     surely_risen: float = 0.15
     #: ... and by this many standard errors. OverfitGuard: any from 0 to 6 gives the same; 3 is the usual one.
     sure: float = 3.0
+    #: Standard errors where the extreme of several is compared.
+    sure_of_many: float = 4.0
     #: Standard errors beyond which two values differ.
     differ: float = 2.0
     #: Fewest validation points, the base model's included, from which a trend can be told. Three lie on a parabola whatever they are.
@@ -39,7 +41,9 @@ class Limits(NamedTuple):
     learnt: float = 0.02
     #: A run is slow if its loss lost less than this share of its first value and still falls, or twice this at a rate that is suspect.
     slow: float = 0.12
-    #: Share of all its fall that a loss has in its last quarter, or since its last evaluation, while it still improves.
+    #: ... and lost at least this share of it in the second half: a quick fall and a flat rest is not slow.
+    late: float = 0.3
+    #: Share of all its fall that a loss has in its last quarter while it still improves.
     still: float = 0.10
     #: Share of all its fall that a loss may move in its last quarter when it has converged.
     converged: float = 0.02
@@ -61,7 +65,7 @@ class Limits(NamedTuple):
     perfect_loss: float = 1e-3
     perfect_accuracy: float = 0.9999
     #: lora_dropout above which the adapter sees too little.
-    dropout: float = 0.3
+    dropout: float = 0.5
 
 
 LIMITS: Final = Limits()

@@ -9,20 +9,21 @@ from tunesmith.diagnosis.history import History
 from tunesmith.diagnosis.limits import LIMITS
 from tunesmith.diagnosis.rules import RULES
 from tunesmith.diagnosis.view import View
-from tunesmith.domain.findings import DATA_CODES, Diagnosis, Finding, ordered
+from tunesmith.domain.findings import DATA_CODES, SEVERITIES, Diagnosis, Finding, ordered
 
 #: What a finding explains already, so that it is not said again in other words.
 _EXPLAINS: dict[str, set[str]] = {
     "non_finite": {"divergence", "slow_learning", "overfitting", "over_confidence", "still_improving", "no_learning", "plateau"},
     "divergence": {"slow_learning", "overfitting", "over_confidence", "still_improving", "no_learning", "plateau", "memorization",
                    "inconsistent_answers", "noisy_training"},
-    "slow_learning": {"still_improving", "no_learning", "plateau", "inconsistent_answers"},
-    "overfitting": {"memorization", "still_improving", "no_learning", "metric_conflict"},
+    "slow_learning": {"still_improving", "no_learning", "plateau", "inconsistent_answers", "noisy_training"},
+    "overfitting": {"memorization", "still_improving", "metric_conflict"},
     "over_confidence": {"memorization", "still_improving", "metric_conflict"},
     "too_little_data": {"overfitting", "over_confidence", "memorization", "still_improving", "low_variety"},
     "pipeline_fault": {"divergence", "slow_learning", "no_learning", "noisy_training"},
-    "no_learning": {"plateau", "converged", "still_improving"},
-    "constant_metric": {"pipeline_fault", "no_learning", "plateau", "converged", "suspiciously_perfect"},
+    "no_learning": {"plateau", "converged", "still_improving", "overfitting", "over_confidence"},
+    "suspiciously_perfect": {"constant_metric", "memorization"},
+    "constant_metric": {"pipeline_fault", "no_learning", "plateau", "converged"},
     "noisy_training": {"still_improving"},
     "still_improving": {"converged", "plateau"},
     "plateau": {"converged"},
@@ -50,14 +51,19 @@ def diagnose(history: History) -> Diagnosis:
 
 
 def settled(found: Sequence[Finding]) -> list[Finding]:
-    """Return findings in order of gravity, each code once, without those that a graver one explains."""
-    kept: list[Finding] = []
+    """Return findings in order of gravity, each code once, without those that another one, at least as grave, explains."""
+    once: dict[str, Finding] = {}
     for finding in ordered(list(found)):
-        codes = {other.code for other in kept}
-        if finding.code in codes or any(finding.code in _EXPLAINS.get(code, ()) for code in codes):
-            continue
-        kept.append(finding)
-    return kept
+        once.setdefault(finding.code, finding)
+    gravity = SEVERITIES.index
+    return [
+        finding
+        for finding in once.values()
+        if not any(
+            finding.code in _EXPLAINS.get(other.code, ()) and gravity(other.severity) <= gravity(finding.severity)
+            for other in once.values()
+        )
+    ]
 
 
 def _verdict(view: View, findings: Sequence[Finding]) -> str:
@@ -66,19 +72,23 @@ def _verdict(view: View, findings: Sequence[Finding]) -> str:
         first = grave[0].message
         more = len(grave) - 1
         return first + (f" And {more} more finding{'s' if more > 1 else ''}." if more else "")
-    if not len(view.train) and not len(view.loss):
-        return "Nothing can be said yet: no step has been made."
-    if len(view.train) + len(view.loss) < LIMITS.few_points:
-        return f"Cannot tell: there are only {len(view.train)} training and {len(view.loss)} validation points."
-    if not len(view.loss):
-        return "The training loss looks sound, but without validation data nobody can say whether the model got better."
     name, metric = view.metric
-    noted = [finding for finding in findings if finding.code in ("still_improving", "cannot_tell")]
-    how = "is sound" if view.history.finished else "is going well"
-    said = f"The run {how}: the validation loss went from {view.loss.values[0]:.3g} to {view.loss.values[-1]:.3g}"
-    if name:
-        said += f", {words.called(name)} from {metric.values[0]:.3g} to {metric.values[-1]:.3g}"
-    return said + (f". {noted[0].message}" if noted else ".")
+    loss = view.loss.values
+    if not len(view.train) and not len(loss) and not len(metric):
+        return "Nothing can be said yet: no step has been made."
+    score = f", {words.called(name)} from {metric.values[0]:.3g} to {metric.values[-1]:.3g}" if name else ""
+    if not len(loss):
+        if name:
+            return f"There is no loss to judge by{score.replace(',', ';')} in {len(metric)} points."
+        return f"Cannot tell: there are only {len(view.train)} training points and none of validation."
+    went = f"the validation loss went from {loss[0]:.3g} to {loss[-1]:.3g}{score}"
+    if len(loss) < LIMITS.few_points:
+        worse = f", after {loss.min():.3g} in between" if loss[-1] > (1 + LIMITS.rise) * loss.min() else ""
+        return f"Cannot tell whether it overfits or has converged, of {len(loss)} validation points: {went}{worse}."
+    if view.rise > LIMITS.rise:
+        return f"Nothing is shown to be wrong, but {went}, {view.rise:.0%} above its least, which may be noise."
+    noted = next((finding.message for finding in findings if finding.code == "still_improving"), "")
+    return f"The run {'is sound' if view.history.finished else 'is going well'}: {went}. {noted}".strip()
 
 
 def _cannot_tell(view: View) -> list[str]:

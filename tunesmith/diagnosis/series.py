@@ -42,6 +42,14 @@ def smoothed_noise(values: Floats, window: int = 10) -> float:
     return noise(values) / math.sqrt(max(1, min(window, len(values) // 3)))
 
 
+def blocks(values: Floats, count: int = 8) -> tuple[Floats, Floats, list[int]]:
+    """Cut a series into `count` parts of 3 values at least; return each part's mean, the standard error of that, and where it begins."""
+    starts = [round(i * len(values) / max(1, min(count, len(values) // 3))) for i in range(max(1, min(count, len(values) // 3)))]
+    parts = np.split(values, starts[1:])
+    errors = [float(np.std(part, ddof=1)) / math.sqrt(len(part)) if len(part) > 1 else 0.0 for part in parts]
+    return np.array([part.mean() for part in parts]), np.array(errors), starts
+
+
 def slope(series: Series) -> tuple[float, float]:
     """Return the least-squares change per step, and how many of its standard errors it is (0 where it cannot be told)."""
     n = len(series)

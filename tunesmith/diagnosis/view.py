@@ -75,6 +75,14 @@ class View:
         return int(np.argmin(self.smooth)) if len(self.smooth) else 0
 
     @cached_property
+    def best_point(self) -> tuple[int, float]:
+        """The step and the value that were logged where the smoothed loss is least: the least of those that its mean is of."""
+        width = max(1, min(10, len(self.loss) // 3))
+        first = max(0, self.best - width + 1)
+        at = first + int(np.argmin(self.loss.values[first : self.best + 1]))
+        return int(self.loss.steps[at]), float(self.loss.values[at])
+
+    @cached_property
     def rise(self) -> float:
         """How far the followed loss ends above its least, as a share of that; a loss of next to nothing counts as more."""
         if not len(self.smooth):
@@ -102,7 +110,7 @@ class View:
             if len(self.smooth) - self.best > 2 and float(self.smooth[-2:].min()) > (1 + 2 * LIMITS.rise) * least:
                 return True
             if self.sigma == 0.0:
-                return self.rise > 2 * LIMITS.rise or len(self.smooth) - self.best > 2
+                return self.rise > LIMITS.surely_risen
         return self.rise_in_noise > LIMITS.sure
 
     @cached_property
@@ -135,8 +143,9 @@ class View:
         """Whether the training loss still fell in its last quarter, beyond noise."""
         if len(self.train) < 4:
             return False
-        error = self.train_noise * math.sqrt(2 / max(2, len(self.train) // 4))
-        return self.train_share > LIMITS.still and self._quarters[0] - self._quarters[1] > LIMITS.differ * error
+        half = self.train.after(float(self.train.steps[len(self.train) // 2 - 1]))
+        _, surely = stats.slope(half if len(half) >= 4 else self.train)
+        return self.train_share > LIMITS.still and surely < -LIMITS.differ
 
     @cached_property
     def _quarters(self) -> tuple[float, float]:
@@ -146,10 +155,12 @@ class View:
 
     @cached_property
     def valid_share(self) -> float | None:
-        """The share of the followed loss's whole fall that came with its last evaluation: 0 within noise, None if it cannot be told."""
+        """The share of the followed loss's fall that came in the last quarter of its steps: 0 within noise, None if it cannot be told."""
         if len(self.loss) < 3:
             return None
-        fall, gain = float(self.smooth[0] - self.smooth.min()), float(self.smooth[-2] - self.smooth[-1])
+        steps = self.loss.steps
+        before = float(np.interp(steps[-1] - 0.25 * (steps[-1] - steps[0]), steps, self.smooth))
+        fall, gain = float(self.smooth[0] - self.smooth.min()), before - float(self.smooth[-1])
         error = self.paired_error(-2, -1) or self.sigma * math.sqrt(2)
         return gain / fall if fall > 0 and gain > LIMITS.differ * error else 0.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 
 from tunesmith.diagnosis import report
 from tunesmith.diagnosis.history import History
@@ -12,39 +12,59 @@ from tunesmith.domain.runs import MetricPoint
 
 #: Evaluations in a row over which a finding must stand, or be gone, before it is said.
 PATIENCE = 2
-#: Looks at a run besides its full evaluations, evenly over the planned steps: a run without validation is watched too.
+#: ... and for it to be withdrawn, one more: what was said stands for something.
+LONGER = PATIENCE + 1
+#: Most looks at sampled evaluations, evenly over the planned steps; at the training loss alone where nothing is evaluated.
 _LOOKS = 40
 
 
 class Watch:
-    """Looks at a run at moments that depend on its steps alone, so that the same run leads to the same events.
+    """Looks at a run at moments that depend on its figures alone, so that the same run leads to the same events.
 
     One that begins in the middle, after a resume, goes through the earlier moments first; each event has its key, so nothing is said twice.
     """
 
     def __init__(self) -> None:
         self._heard = 0.0
+        self._mark = self._due = 0
+        self._validates = False
         self._seen: dict[str, int] = {}
         self._gone: dict[str, int] = {}
         self._said: dict[str, int] = {}
         self._times: dict[str, int] = {}
 
-    @staticmethod
-    def is_due(point: MetricPoint) -> bool:
-        """Say whether the point is a moment to look at the run."""
-        return point.step > 0 and (point.full_valid_loss is not None or point.step % _interval(point.total_steps) == 0)
+    def is_due(self, point: MetricPoint) -> bool:
+        """Say whether a point that was just made is worth to call `hear` for."""
+        is_full, is_any = point.full_valid_loss is not None, point.full_valid_loss is not None or point.valid_loss is not None
+        self._validates = self._validates or is_any
+        mark = int(point.step // max(1.0, point.total_steps / _LOOKS))
+        if point.step <= 0 or not (is_full or (mark > self._due and (is_any or not self._validates))):
+            return False
+        self._due = max(mark, self._due)
+        return True
 
     def hear(self, history: History) -> list[Event]:
         """Return the events that the run calls for since it was last heard."""
-        steps = {float(step) for step in history["full_valid_loss"].steps}
-        steps |= {float(step) for step in history["train_loss"].steps if step % _interval(history.total_steps) == 0}
         known = {finding.code for finding in history.data_findings}
         events: list[Event] = []
-        for step in sorted(step for step in steps if step > self._heard):
+        for step in self._moments(history):
             self._heard = step
             found = report.diagnose(history.until(step)).findings
             events += self._look(int(step), [f for f in found if f.severity != "info" and f.code not in (*DATA_CODES, *known)])
         return events
+
+    def _moments(self, history: History) -> Iterator[float]:
+        """Yield the steps to look at that were not yet: every full evaluation, and what else was evaluated, thinned out."""
+        full, sampled = history["full_valid_loss"].steps, history["valid_loss"].steps
+        others = sampled if len(full) or len(sampled) else history["train_loss"].steps
+        whole = {float(step) for step in full}
+        per_look = max(1.0, (history.total_steps or history.last_step) / _LOOKS)
+        for step in sorted(whole | {float(step) for step in others}):
+            mark = int(step // per_look)
+            if step <= 0 or step <= self._heard or (step not in whole and mark <= self._mark):
+                continue
+            self._mark = max(mark, self._mark)
+            yield step
 
     def _look(self, step: int, findings: list[Finding]) -> list[Event]:
         now = {finding.code: finding for finding in findings}
@@ -61,12 +81,8 @@ class Watch:
             del self._seen[code]
         for code in [code for code in self._said if code not in now]:
             self._gone[code] = self._gone.get(code, 0) + 1
-            if self._gone[code] >= PATIENCE:
+            if self._gone[code] >= LONGER:
                 words = f"Step {step}: no longer so: {code.replace('_', ' ')}, which was found at step {self._said.pop(code)}."
                 events.append(Event(words, key=f"withdrawn:{code}:{self._times[code]}"))
                 del self._gone[code]
         return events
-
-
-def _interval(total_steps: int | None) -> int:
-    return max(1, math.ceil((total_steps or 1) / _LOOKS))

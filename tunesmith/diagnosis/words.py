@@ -67,6 +67,11 @@ def reading(view: View, findings: Sequence[Finding]) -> str:
         )
     elif change < -0.02 and gain > slack:
         seen = f"Loss and {score_name} agree: the validation loss fell and {score_name} rose."
+    elif change < -0.02 and gain < -slack:
+        seen = (
+            f"Loss and {score_name} disagree: the validation loss fell and so did {score_name}: more probability goes to the reference "
+            "answers, and fewer of them come first."
+        )
     elif change < -0.02:
         seen = f"The validation loss still fell while {score_name} stood: the model grows surer of what it already answered."
     elif gain > slack:
@@ -99,11 +104,11 @@ def _line(series: Series, title: str) -> str:
         return f"{title} is {values[0]:.4g} at all {len(values)} points."
     smooth = stats.smoothed(values) if len(values) >= 12 else values
     best = int(np.argmin(smooth) if falls_well else np.argmax(smooth))
-    first, last = float(values[0]), float(smooth[-1])
+    first, last = float(values[0]), float(values[-1])
     base = " (the base model)" if steps[0] == 0 else ""
     words = f"{title} went from {first:.3g}{base} to {last:.3g} in {steps[-1]:.0f} steps"
-    gap = abs(float(smooth[best]) - last)
-    if best < len(values) - 1 and gap > max(stats.smoothed_noise(values), 0.01 * abs(last)):
+    gap = abs(float(smooth[best]) - float(smooth[-1]))
+    if 0 < best < len(values) - 1 and gap > max(stats.smoothed_noise(values), 0.01 * abs(last)):
         words += f"; its best was {smooth[best]:.3g} at step {steps[best]:.0f}"
     elif len(values) >= 6 and (half := _half_way(smooth, falls_well)) is not None:
         words += f", half of the way by step {steps[half]:.0f}"

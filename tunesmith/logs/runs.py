@@ -58,13 +58,17 @@ def history(
     is not finite.
     """
     resolved = resolved if isinstance(resolved, Mapping) else {}
+    try:
+        found_in_data = [*(Finding.from_dict(finding) for finding in data_findings), *_cut_rows(events)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidRequest(f"What {where} says of its data is not what Tunesmith writes: {error!r}.") from None
     rows = _rows([row for row in row_losses if row.get("of") != "training"])
     found = tables.history(
         points,
         where,
         rows=rows,
         training_rows=_rows([row for row in row_losses if row.get("of") == "training"]),
-        data_findings=[*(Finding.from_dict(finding) for finding in data_findings), *_cut_rows(events)],
+        data_findings=found_in_data,
         num_validation=len(rows.lines) if rows else None,
         hyperparameters={name: rule.check(resolved[name], name) for name, rule in BY_NAME.items() if name in resolved},
         usual_learning_rate=_usual_learning_rate(resolved),
@@ -82,10 +86,25 @@ def history(
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of one of the run's files; none where it is not there or has no whole line yet."""
-    if not path.is_file() or not path.stat().st_size:
+    """Return the objects of one of the run's files, however long its lines are; a last line that is cut off is left out."""
+    if not path.is_file():
         return []
-    return tables.lines(files.text(path), repr(str(path)))
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif line.endswith(b"\n"):
+            begins = line.decode(errors="replace").strip()[:80]
+            raise InvalidRequest(f"{str(path)!r}, line {number}, is no JSON object: {begins!r}.")
+    return rows
+
+
+def _spoilt(path: Path) -> InvalidRequest:
+    return InvalidRequest(f"{str(path)!r} is not what Tunesmith writes there.")
 
 
 def _cut_rows(events: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
@@ -99,8 +118,14 @@ def _documents(path: Path) -> list[dict[str, Any]]:
     """Return the object, or the list of objects, that one of the run's files holds; none where it is not there."""
     if not path.is_file():
         return []
-    content = json.loads(files.text(path))
-    return content if isinstance(content, list) else [content]
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        raise _spoilt(path) from None
+    content = content if isinstance(content, list) else [content]
+    if not all(isinstance(row, dict) for row in content):
+        raise _spoilt(path)
+    return content
 
 
 def _usual_learning_rate(resolved: Mapping[str, Any]) -> float | None:

@@ -40,7 +40,7 @@ def history(db: Database, job_id: str) -> History:
 def record(db: Database, job_id: str, fence: int, found: History) -> str:
     """Store the diagnosis of a history and return its verdict. Raises: LeaseLost."""
     said = report.diagnose(found)
-    diagnoses.record(db, job_id, fence, {"step": found.last_step} | said.to_dict())
+    diagnoses.record(db, job_id, fence, {"step": found.last_step, "final": found.finished} | said.to_dict())
     return said.verdict
 
 

@@ -27,7 +27,7 @@ from tunesmith.domain import ids, models, runs
 from tunesmith.domain.jobs import MAX_CRASHES, Event, Job, JobError, Request
 from tunesmith.domain.runs import Checkpoint, MetricPoint
 from tunesmith.domain.specs import ResolvedSpec
-from tunesmith.errors import CheckpointDamaged, LeaseLost, TunesmithError
+from tunesmith.errors import CheckpointDamaged, InvalidRequest, LeaseLost, TunesmithError
 from tunesmith.services import Context, bases, diagnoses
 from tunesmith.store import diagnoses as diagnosis_store
 from tunesmith.store import jobs as job_store
@@ -225,7 +225,11 @@ class Attempt:
     def _diagnose(self) -> None:
         """Look at the run as it goes on: store what is to be said of it, and say what is new."""
         self._flush()
-        found = diagnoses.history(self.context.db, self.job.id)
+        try:
+            found = diagnoses.history(self.context.db, self.job.id)
+        except InvalidRequest as refused:  # a diagnosis must cost no run
+            self._events.append(Event(f"The job cannot be diagnosed: {refused.message}", key="undiagnosed", level="warn"))
+            return
         diagnoses.record(self.context.db, self.job.id, self.job.fence, found)
         self._events += self._watch.hear(found)
 

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Query
 
 from tunesmith.api.dependencies import Services
 from tunesmith.api.schemas import Diagnosis, Metric, MetricList, Run
-from tunesmith.domain.jobs import TERMINAL
 from tunesmith.errors import NotFound
 from tunesmith.store import diagnoses, jobs
 
@@ -34,7 +33,7 @@ def retrieve_diagnosis(job_id: str, context: Services) -> Diagnosis:
             f"Job '{job_id}' is {job.status} and has no diagnosis yet. Hint: the first is made with the first evaluation after step 0; "
             "what was found in its data is among its events."
         )
-    return Diagnosis(id=job.id, status=job.status, final=job.status in TERMINAL, **found)
+    return Diagnosis(id=job.id, status=job.status, **found)
 
 
 @router.get("/{job_id}/metrics")

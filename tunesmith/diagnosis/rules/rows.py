@@ -13,11 +13,14 @@ from tunesmith.diagnosis.rules.said import finding
 from tunesmith.diagnosis.view import View
 from tunesmith.domain.findings import Change, Finding
 
+#: Rows of which two groups can be told from chance; of 32, one of a few files of sound answers seemed to have two.
+_ENOUGH_ROWS = 50
+
 
 def inconsistent_answers(view: View) -> Finding | None:
     """The validation rows fall into two groups, of which one is learnt and the other is not: its answers contradict the others."""
     rows = view.history.rows
-    if rows is None or len(rows.steps) < 2 or len(rows.lines) < 24 or view.progress < LIMITS.learnt:
+    if rows is None or len(rows.steps) < 2 or len(rows.lines) < _ENOUGH_ROWS or view.progress < LIMITS.learnt:
         return None
     last_R, base_R = rows.loss_ER[-1], rows.loss_ER[0]
     explained, odd_R = stats.two_groups(last_R)

@@ -15,8 +15,8 @@ from tunesmith.domain.findings import Finding
 def constant_metric(view: View) -> Finding | None:
     """A score is the same at every evaluation: the majority class, a parser that finds nothing, or a task that is done."""
     for name in ("f1", "accuracy", "full_valid_accuracy"):
-        score = view.history[name].after(0)
-        if len(score) >= 3 and np.ptp(score.values) == 0:
+        score, base = view.history[name].after(0), view.history[name].until(0)
+        if len(score) >= 3 and np.ptp(score.values) == 0 and (not len(base) or base.values[-1] == score.values[0]):
             break
     else:
         return None
@@ -25,7 +25,7 @@ def constant_metric(view: View) -> Finding | None:
     numbers = {name: value, "evaluations": count, "train_loss_first": float(view.train.values[0]) if len(view.train) else None,
                "train_loss_last": float(view.train.values[-1]) if len(view.train) else None}  # fmt: skip
     seen = f"{words.called(name)} is exactly {value:.4g} at all {count} evaluations"
-    meaning = "the model gives the same answers throughout, the most frequent class most likely"
+    meaning = "the model gives the same answers throughout" + (", the most frequent class most likely" if "valid" not in name else "")
     if rising:
         return finding(
             "constant_metric", "critical", 0.9, (int(score.steps[0]), int(score.steps[-1])), numbers,

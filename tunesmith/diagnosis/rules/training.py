@@ -52,24 +52,26 @@ def divergence(view: View) -> Finding | None:
     train = view.train
     if len(train) < 8:
         return None
-    smooth = stats.smoothed(train.values)
-    skipped = smooth[len(smooth) // 10 :] if len(smooth) > 20 else smooth
-    least, end, start = float(skipped.min()), float(skipped[-1]), view.train_ends[0]
-    sigma = stats.smoothed_noise(train.values)
+    # Means of eighths: the least of hundreds of windows is always far below the last one.
+    means, errors, starts = stats.blocks(train.values)
+    at = int(np.argmin(means))
+    least, end, start = float(means[at]), float(means[-1]), float(means[0])
+    rose_by = (end - least) / max(math.hypot(errors[at], errors[-1]), 1e-12)
     is_fast = (view.rate_ratio or 0) >= LIMITS.fast_rate
     worse_than_base = view.base is not None and len(view.loss) > 1 and view.loss.values[-1] > 1.05 * view.base
-    went_up = end > LIMITS.diverged * least and end - least > LIMITS.sure * sigma and end > 0.3 * start
-    rose = end > 1.05 * start and end - start > LIMITS.sure * sigma
-    if not is_fast and _never_fell(view):
-        return None  # it never fell: `pipeline_fault`
+    went_up = end > LIMITS.diverged * least and rose_by > LIMITS.sure_of_many and end > 0.3 * start
+    rose = end > 1.05 * start and rose_by > LIMITS.sure_of_many
+    if not is_fast and (_never_fell(view) or _is_at_its_best(view)):
+        return None  # it never fell: `pipeline_fault`; or validation says that nothing is wrong
     if not (went_up or rose or (worse_than_base and is_fast)):
         return None
-    at = int(train.steps[int(np.argmin(smooth))])
+    step = int(train.steps[starts[at]])
     numbers = {"train_loss_start": start, "train_loss_least": least, "train_loss_end": end, "learning_rate_ratio": view.rate_ratio}
     change = advice.rate(view.history, 0.1 if is_fast else 1 / advice.RATE_STEP, f"the training loss went from {least:.3g} to {end:.3g}")
     return finding(
-        "divergence", "critical", 0.9, (at, int(train.steps[-1])), numbers,
-        f"The training loss rose from {least:.3g} (step {at}) to {end:.3g}: the updates throw the model out of what it had learnt.",
+        "divergence", "critical", 0.9, (step, int(train.steps[-1])), numbers,
+        f"The training loss rose from about {least:.3g} (from step {step}) to {end:.3g}: the updates throw the model out of what it had "
+        "learnt.",
         "Lower the learning rate, then warm up longer or use a larger batch.", change,
     )  # fmt: skip
 
@@ -80,8 +82,8 @@ def too_fast(view: View) -> Finding | None:
     if ratio is None or ratio < LIMITS.fast_rate or len(train) < _FEW_STEPS:
         return None
     norms = view.history["grad_norm"].values
-    early = train.values[: max(4, len(train) // 3)]
-    jump = float(early.max() / early[0] - 1)
+    early = stats.smoothed(train.values, 3)[: max(4, len(train) // 3)]
+    jump = float(early.max() / early[0] - 1) if early.max() - early[0] > LIMITS.sure * view.train_noise else 0.0
     spike = float(norms.max() / norms[0]) if len(norms) and norms[0] > 0 else 0.0
     if jump < LIMITS.early_rise and spike < LIMITS.gradient_spike:
         return None
@@ -105,9 +107,11 @@ def slow_learning(view: View) -> Finding | None:
         return None
     fall = max(1 - end / start, view.progress)
     is_slow_rate = ratio is not None and ratio <= LIMITS.slow_rate
+    means, _, _ = stats.blocks(view.train.values)
+    late = (means[len(means) // 2 - 1] - means[-1]) / max(means[0] - means[-1], 1e-12)  # a quick fall and a flat rest is not slow
     _, surely = stats.slope(view.train)
-    falls_hardly = ratio is None and LIMITS.learnt < fall < LIMITS.slow and surely < -LIMITS.sure
-    if not falls_hardly and not (is_slow_rate and (fall < 2 * LIMITS.slow or _still_falls(view))):
+    falls_hardly = ratio is None and LIMITS.learnt < fall < LIMITS.slow and surely < -LIMITS.sure and late > LIMITS.late
+    if not falls_hardly and not (is_slow_rate and (fall < 2 * LIMITS.slow or (fall < 0.5 and _still_falls(view)))):
         return None
     seen = f"in {view.history.last_step} updates the loss fell by {'only ' if fall < 0.5 else ''}{fall:.0%}"
     return finding(
@@ -143,7 +147,7 @@ def too_few_updates(view: View) -> Finding | None:
         "still_improving", "warning", 0.85, (int(view.train.steps[0]), int(view.train.steps[-1])),
         {"batch_size": batch, "updates_per_epoch": steps, "updates": view.history.last_step},
         f"The run ended while it still improved, after {view.history.last_step} updates: {seen}.",
-        "Make smaller batches, so that the same rows give more updates.", advice.smaller_batch(view.history, seen),
+        "Make smaller batches, so that the same rows give more updates.", *advice.smaller_batch(view.history, seen),
     )  # fmt: skip
 
 
@@ -156,20 +160,20 @@ def still_improving(view: View) -> Finding | None:
     few = view.history.last_step < advice.FEW_UPDATES and (advice.per_epoch(view.history) or 0) > 1
     share, valid_share = view.train_share, view.valid_share
     by_train = view.train_falls and few
-    by_valid = valid_share is not None and valid_share > LIMITS.still and view.best == len(view.loss) - 1
+    by_valid = valid_share is not None and valid_share > LIMITS.still
     if not (by_train or by_valid):
         return None
     since = (train if len(train) >= _FEW_STEPS else view.loss).steps
     quarter = max(2, len(since) // 4)
     numbers = {
         "share_of_fall_in_last_quarter": share,
-        "share_of_fall_since_last_evaluation": valid_share,
+        "share_of_validation_fall_in_last_quarter": valid_share,
         "updates": view.history.last_step,
     }
     if by_train:
         seen = f"of the training loss's whole fall, {share:.0%} came in the last quarter of {view.history.last_step} updates"
     else:
-        seen = f"of the validation loss's whole fall, {valid_share:.0%} came with its last evaluation"
+        seen = f"of the validation loss's whole fall, {valid_share:.0%} came in the last quarter of the run"
     return finding(
         "still_improving", "warning" if few else "info", 0.8, (int(since[-quarter]), int(since[-1])), numbers,
         f"The run ended while it still improved: {seen}."
@@ -192,23 +196,29 @@ def noisy_training(view: View) -> Finding | None:
         "noisy_training", "warning", 0.75, (int(view.train.steps[0]), int(view.train.steps[-1])),
         {"batch_size": batch, "relative_noise": relative},
         f"With {rows} an update the training loss jumps by {relative:.0%} from step to step.",
-        "Make larger batches.", advice.larger_batch(view.history, f"updates of {rows} are mostly noise"),
+        "Make larger batches.", *advice.larger_batch(view.history, f"updates of {rows} are mostly noise"),
     )  # fmt: skip
 
 
 def too_little_data(view: View) -> Finding | None:
     """Overfitting within two short epochs: there are too few rows, whatever else is changed."""
     steps = advice.per_epoch(view.history)
-    if steps is None or steps >= 20 or view.history.last_step <= 2 * steps or not view.has_risen or len(view.loss) < LIMITS.few_points:
+    if (
+        steps is None
+        or not 1 < steps < 20
+        or view.history.last_step <= 2 * steps
+        or not view.has_risen
+        or len(view.loss) < LIMITS.few_points
+    ):
         return None
     best = float(view.loss.steps[view.best])
     if best > 2 * steps:
         return None
     rows = view.history.num_training
-    said = f"{rows} rows" if rows else f"An epoch of {steps:.0f} updates"
+    said = f"The {rows} rows are" if rows else f"The rows of an epoch, {steps:.0f} updates, are"
     return finding(
         "too_little_data", "info", 0.6, (int(best), view.history.last_step), {"updates_per_epoch": steps, "best_step": best, "rows": rows},
-        f"{said} last for {best / steps:.1f} epochs before they are learnt by heart.", "Collect more rows before anything else is tuned.",
+        f"{said} learnt by heart after {best / steps:.1f} epochs.", "Collect more rows before anything else is tuned.",
         Change("training_data", f"{rows} rows" if rows else None, "several times as many rows", f"the best point was at step {best:.0f}"),
     )  # fmt: skip
 
@@ -216,6 +226,11 @@ def too_little_data(view: View) -> Finding | None:
 def _still_falls(view: View) -> bool:
     """Whether either loss still fell at the end."""
     return view.train_falls or (view.valid_share or 0.0) > LIMITS.still or math.isclose(view.rise, 0.0)
+
+
+def _is_at_its_best(view: View) -> bool:
+    """Whether the validation loss, of several points, ends at its best."""
+    return len(view.loss) >= LIMITS.few_points and view.rise < 0.01
 
 
 def _never_fell(view: View) -> bool:

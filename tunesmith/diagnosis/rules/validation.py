@@ -23,7 +23,7 @@ def no_validation(view: View) -> Finding | None:
         return None
     return finding(
         "no_validation", "warning", 1.0, None, {"training_points": len(view.train)},
-        f"There are {len(view.train)} training points and none of validation: nobody can tell whether the model got better at anything but "
+        f"Of {len(view.train)} points none is of validation data: nobody can tell whether the model got better at anything but "
         "its training rows.",
         "Give a validation file, or have a share of the training rows set aside.",
         advice.value(view.history, "training_split", 0.8, "without validation data overfitting cannot be seen"),
@@ -55,7 +55,8 @@ def noisy_validation(view: View) -> Finding | None:
     return finding(
         "noisy_validation", "warning", 0.8, (int(view.loss.steps[0]), int(view.loss.steps[-1])),
         {"noise": noise, "spread": float(np.std(loss)), "autocorrelation": stats.autocorrelation(loss), "points": len(loss)},
-        f"Cannot tell: from point to point the {which(view)} loss jumps by about {noise:.2g}{of}, as much as in the whole run.",
+        f"Cannot tell: from point to point the {which(view)} loss jumps by about {noise:.2g}{of}; over the whole run it spreads by "
+        f"{np.std(loss):.2g}, and no trend stands out of that.",
         "Log the full validation loss every N steps, on 200 rows or more, and read a mean over several points until then.",
         Change("validation_data", f"{view.history.num_validation} rows" if view.history.num_validation else None,
                "200 rows or more, all evaluated each time", "its noise is as large as its movement"),
@@ -64,14 +65,20 @@ def noisy_validation(view: View) -> Finding | None:
 
 def no_learning(view: View) -> Finding | None:
     """The validation never got better than the base model, or than at its first evaluation."""
+    start, end = view.train_ends
+    if not len(view.loss) and len(view.train) >= 20 and abs(1 - end / start) < LIMITS.learnt:
+        return finding(
+            "no_learning", "critical", 0.8, (0, view.history.last_step), {"train_loss_start": start, "train_loss_end": end},
+            f"No learning: the training loss began at {start:.3g} and ended at {end:.3g}.",
+            "Check the learning rate, and that there are target tokens and trainable weights.",
+        )  # fmt: skip
     if len(view.loss) < 3 or view.is_noise:
         return None
-    start, end = view.train_ends
     first, least = float(view.smooth[0]), float(view.smooth[1:].min())
     error = view.paired_error(0, -1) or view.sigma * math.sqrt(2)
     is_below = least < first - LIMITS.differ * error and view.progress > LIMITS.learnt
     # Without the base model's figure, the first evaluation may come when all is learnt: training must stand still too.
-    if is_below or (view.base is None and (len(view.loss) < 5 or not end > (1 - LIMITS.slow) * start)):
+    if is_below or (view.base is None and (len(view.loss) < 5 or not abs(1 - end / start) < 2 * LIMITS.learnt)):
         return None
     than = f"the base model's {first:.3g}" if view.base is not None else f"its first value, {first:.3g},"
     return finding(
@@ -87,15 +94,16 @@ def overfitting(view: View) -> Finding | None:
     """The validation loss rose for good while the training loss fell: rows are learnt by heart. Or only the confidence suffers."""
     if len(view.loss) < LIMITS.few_points or not view.has_risen:
         return None
-    step = int(view.loss.steps[view.best])
+    step, least = view.best_point
     at_best = view.at(view.train, step)
     if at_best is not None and view.train_ends[1] > 1.1 * at_best:
         return None  # both rise: that is divergence
     name, _ = view.metric
     kept = _metric_kept(view, step)
     sure = 0.95 if view.rise > LIMITS.surely_risen else 0.8
-    numbers = {"best_step": step, "best_loss": float(view.smooth[view.best]), "last_loss": float(view.smooth[-1]), "rise": view.rise}
-    seen = f"the {which(view)} loss was best at step {step} ({numbers['best_loss']:.3g}) and ended {view.rise:.0%} higher"
+    last = float(view.loss.values[-1])
+    numbers = {"best_step": step, "best_loss": least, "last_loss": last, "rise": view.rise}
+    seen = f"the {which(view)} loss was best at step {step} ({least:.3g}) and ended about {view.rise:.0%} higher"
     if kept is not None:
         numbers |= {f"{name}_at_best": kept[0], f"{name}_last": kept[1]}
         return finding(
@@ -143,7 +151,7 @@ def memorization(view: View) -> Finding | None:
         "memorization", "info", 0.7, (0, view.history.last_step), {"train_loss": end, "valid_loss": valid, "train_accuracy": knows},
         f"The training rows are learnt by heart: their loss ended at {end:.3g}, validation at {valid:.3g}.",
         "Fewer epochs or more rows; if validation does not suffer, it may stay.",
-        advice.fewer_epochs(view.history, float(view.loss.steps[view.best]), f"the training loss is {end:.3g}, validation {valid:.3g}"),
+        advice.fewer_epochs(view.history, view.best_point[0], f"the training loss is {end:.3g}, validation {valid:.3g}"),
     )  # fmt: skip
 
 
@@ -151,7 +159,7 @@ def suspiciously_perfect(view: View) -> Finding | None:
     """Everything is right from the first evaluation on: copies, the answer in the prompt, or a task that needs no model."""
     loss, (name, metric) = view.loss.after(0), view.metric
     scores = metric.after(0)
-    by_loss = len(loss) > 0 and float(loss.values[0]) < LIMITS.perfect_loss
+    by_loss = len(loss) > 0 and 0 <= float(loss.values[0]) < LIMITS.perfect_loss
     by_score = len(scores) > 0 and float(scores.values.min()) >= LIMITS.perfect_accuracy
     if not (by_loss or by_score):
         return None
