@@ -134,8 +134,9 @@ def _mark(ax: Axes, found: Diagnosis) -> None:
     if found.checkpoint:
         ax.axvline(found.checkpoint.step, color="black", linewidth=1.0, linestyle="--", zorder=3)
         ax.annotate(
-            f"use step {found.checkpoint.step}", (found.checkpoint.step, 0.02), xycoords=ax.get_xaxis_transform(), fontsize=8,
-            xytext=(-4, 0), textcoords="offset points", ha="right", va="bottom",
+            f"use step {found.checkpoint.step}", (found.checkpoint.step, 0.5), xycoords=ax.get_xaxis_transform(), fontsize=8, rotation=90,
+            xytext=(-3, 0), textcoords="offset points", ha="right", va="center",
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
         )  # fmt: skip
 
 

@@ -98,7 +98,9 @@ def _cannot_tell(view: View) -> list[str]:
     if not len(view.loss):
         said.append("Anything about new data: there is no validation set.")
     elif not view.is_full:
-        said.append("Small differences: only samples of the validation data were evaluated, other rows each time.")
+        known = history.hyperparameters.get("eval_samples")
+        rows = f"only {known} validation rows were evaluated each time" if known else "the evaluations may be of a few rows each"
+        said.append(f"Small differences: {rows}.")
     if history.rows is None:
         said.append("Which rows are learnt and which are not: no losses of single rows were kept.")
     if not any(finding.code in DATA_CODES for finding in history.data_findings) and history.num_training is None:

@@ -37,6 +37,15 @@ def smoothed(values: Floats, window: int = 10) -> Floats:
     return np.asarray((total[ends] - total[starts]) / (ends - starts))
 
 
+def least_logged(values: Floats, window: int = 10) -> int:
+    """Return where the value is that was least of those that the least mean of `smoothed` is of: near the bottom, and really logged."""
+    if not len(values):
+        return 0
+    at = int(np.argmin(smoothed(values, window)))
+    first = max(0, at - max(1, min(window, len(values) // 3)) + 1)
+    return first + int(np.argmin(values[first : at + 1]))
+
+
 def smoothed_noise(values: Floats, window: int = 10) -> float:
     """Return the noise of a value of `smoothed`."""
     return noise(values) / math.sqrt(max(1, min(window, len(values) // 3)))

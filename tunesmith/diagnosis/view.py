@@ -76,10 +76,8 @@ class View:
 
     @cached_property
     def best_point(self) -> tuple[int, float]:
-        """The step and the value that were logged where the smoothed loss is least: the least of those that its mean is of."""
-        width = max(1, min(10, len(self.loss) // 3))
-        first = max(0, self.best - width + 1)
-        at = first + int(np.argmin(self.loss.values[first : self.best + 1]))
+        """The step and the value that were logged where the smoothed loss is least."""
+        at = stats.least_logged(self.loss.values)
         return int(self.loss.steps[at]), float(self.loss.values[at])
 
     @cached_property

@@ -91,6 +91,8 @@ def called(name: str) -> str:
 
 def _plot(view: View, lines: Sequence[tuple[str, str]]) -> str:
     said = [_line(view.history[name], title) for name, title in lines if len(view.history[name])]
+    if not view.history.hyperparameters.get("eval_samples"):  # another's log: whether it is a sample is not known
+        said = [line.replace("Sampled validation", "Validation") for line in said]
     return " ".join(said) if said else "Nothing was logged."
 
 
@@ -103,13 +105,13 @@ def _line(series: Series, title: str) -> str:
     if np.ptp(values) == 0:
         return f"{title} is {values[0]:.4g} at all {len(values)} points."
     smooth = stats.smoothed(values) if len(values) >= 12 else values
-    best = int(np.argmin(smooth) if falls_well else np.argmax(smooth))
+    best = stats.least_logged(values if falls_well else -values)
     first, last = float(values[0]), float(values[-1])
     base = " (the base model)" if steps[0] == 0 else ""
     words = f"{title} went from {first:.3g}{base} to {last:.3g} in {steps[-1]:.0f} steps"
-    gap = abs(float(smooth[best]) - float(smooth[-1]))
-    if 0 < best < len(values) - 1 and gap > max(stats.smoothed_noise(values), 0.01 * abs(last)):
-        words += f"; its best was {smooth[best]:.3g} at step {steps[best]:.0f}"
+    gap = abs(float(smooth.min() if falls_well else smooth.max()) - float(smooth[-1]))
+    if 0 < best < len(values) - 1 and gap > max(LIMITS.differ * stats.smoothed_noise(values), 0.01 * abs(last)):
+        words += f"; its best was {values[best]:.3g} at step {steps[best]:.0f}"
     elif len(values) >= 6 and (half := _half_way(smooth, falls_well)) is not None:
         words += f", half of the way by step {steps[half]:.0f}"
     jump = stats.noise(values)
