@@ -67,11 +67,14 @@ def divergence(view: View) -> Finding | None:
         return None
     step = int(train.steps[starts[at]])
     numbers = {"train_loss_start": start, "train_loss_least": least, "train_loss_end": end, "learning_rate_ratio": view.rate_ratio}
-    change = advice.rate(view.history, 0.1 if is_fast else 1 / advice.RATE_STEP, f"the training loss went from {least:.3g} to {end:.3g}")
+    if went_up or rose:
+        seen = f"the training loss rose from about {least:.3g} (from step {step}) to {end:.3g}"
+    else:
+        seen = f"the validation loss ended at {view.loss.values[-1]:.3g}, above the base model's {view.base:.3g}"
+    change = advice.rate(view.history, 0.1 if is_fast else 1 / advice.RATE_STEP, seen)
     return finding(
         "divergence", "critical", 0.9, (step, int(train.steps[-1])), numbers,
-        f"The training loss rose from about {least:.3g} (from step {step}) to {end:.3g}: the updates throw the model out of what it had "
-        "learnt.",
+        f"Divergence: {seen}: the updates throw the model out of what it had learnt.",
         "Lower the learning rate, then warm up longer or use a larger batch.", change,
     )  # fmt: skip
 
