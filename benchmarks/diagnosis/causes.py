@@ -13,6 +13,7 @@ import math
 import sys
 import tempfile
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -188,8 +189,8 @@ def make_remedies(scored: Iterable[tuple[Record, str, Diagnosis]], records: Sequ
     mine, shares = map(int, share.split("/"))
     done = {record["id"] for record in read(REMEDIES)}
     wanted = [one for one in scored if one[1] not in (HEALTHY, UNSCORED) and differs(one[0], by_id) and one[0]["id"] not in done]
-    for number, (record, _, found) in enumerate(wanted):
-        if number % shares != mine:
+    for record, _, found in wanted:
+        if zlib.crc32(record["id"].encode()) % shares != mine:
             continue
         started = time.monotonic()
         changed = remedy(record, found)
