@@ -21,10 +21,8 @@ from tunesmith.training.network import Network
 #: Largest budgets worth having: beyond them a step gets no faster.
 LARGEST_BUDGET = {"cpu": 4096, "cuda": 16384}
 _USABLE = 0.85  # of the memory that is free; others on this machine need some too
-#: On a CPU, bytes that the first steps take for good, and how much more than is kept for the backward pass each token takes at the peak.
-#: Measured on SmolLM2-135M with 512 to 4,096 tokens; `plain` is like `modules`.
-_SETTLING = {"decoder": 130e6, "modules": 350e6, "plain": 350e6}
 _PASSING = 4  # tensors as wide as the widest layer's input and output
+#: How much more than is kept for the backward pass each token takes at the peak, measured on SmolLM2-135M with 512 to 4,096 tokens.
 _SPREAD = {"decoder": 1.0, "modules": 1.35, "plain": 1.75}
 
 
@@ -58,7 +56,7 @@ def estimates(network: Network) -> tuple[Estimate, Estimate]:
 def _estimate(network: Network, now: float) -> Estimate:
     trained = [parameter for parameter in network.model.parameters() if parameter.requires_grad]
     # A gradient and Adam's two moments each.
-    fixed = 3.0 * sum(parameter.nbytes for parameter in trained) + (_SETTLING[network.path] if network.plan.device == "cpu" else 0)
+    fixed = 3.0 * sum(parameter.nbytes for parameter in trained)
     most = min(256, getattr(network.model.config.get_text_config(), "max_position_embeddings", None) or 256)  # type: ignore[union-attr, operator]
     short, long = (_kept(network, tokens) for tokens in (most // 2, most))
     size = network.head.weight_VI.element_size()
