@@ -16,6 +16,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +210,6 @@ def remedy(record: Record, found: Diagnosis) -> tuple[Condition, dict[str, Any],
     More training rows are five times as many; clean answers are the true ones; clean validation rows are none of the training rows; the
     prompt is put where it belongs.
     """
-    from dataclasses import replace  # noqa: PLC0415
-
     cause = named_cause(found)
     condition = CONDITIONS[record["condition"]]
     asked = dict(condition.asked)

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from common import macro_f1, report_on, wilson
 
 from tunesmith import logs
 from tunesmith.diagnosis import report
+from tunesmith.diagnosis import series as stats
 from tunesmith.diagnosis.history import History, Series
 from tunesmith.diagnosis.limits import LIMITS
 from tunesmith.diagnosis.view import View
@@ -190,10 +192,6 @@ def stability(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def disturbed(history: History, random: np.random.Generator) -> dict[str, History]:
     """Return the history with half its evaluations, with a tenth of its noise added, and with its losses in other units."""
-    from dataclasses import replace  # noqa: PLC0415
-
-    from tunesmith.diagnosis import series as stats  # noqa: PLC0415
-
     halved, noisy, scaled = {}, {}, {}
     for name, series in history.series.items():
         is_loss, is_valid = name.endswith("loss"), not name.startswith("train")

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from tunesmith.domain.jobs import JobError
-from tunesmith.store import jobs, queue
+from tunesmith.store import jobs, queue, records
 
 from . import serving
 from .serving import BASE, KEY, TRAIN, Parrot, Serving
@@ -306,7 +306,7 @@ def test_training_goes_on_from_a_model_of_ours(server: Serving, client: openai.O
 
 def test_deleting_models(server: Serving, client: openai.OpenAI) -> None:
     job = train(server, client)
-    directories = {row.step: server.context.settings.data_dir / row.directory for row in jobs.checkpoints(server.context.db, job.id)}
+    directories = {row.step: server.context.settings.data_dir / row.directory for row in records.checkpoints(server.context.db, job.id)}
     assert all(path.is_dir() for path in directories.values())
     assert client.models.delete(job.fine_tuned_model).deleted
     assert [path.is_dir() for path in directories.values()] == [True, True, False]
@@ -320,7 +320,7 @@ def test_deleting_models(server: Serving, client: openai.OpenAI) -> None:
 
 def test_a_model_that_lost_its_files_is_an_error_that_says_so(server: Serving, client: openai.OpenAI) -> None:
     job = train(server, client)
-    (server.context.settings.data_dir / jobs.checkpoints(server.context.db, job.id)[-1].directory).rename(
+    (server.context.settings.data_dir / records.checkpoints(server.context.db, job.id)[-1].directory).rename(
         server.context.settings.data_dir / "gone"
     )
     with pytest.raises(openai.InternalServerError, match=r"its manifest cannot be read \(No such file or directory\)\. Hint: use another"):

@@ -14,7 +14,7 @@ from sqlalchemy import exc, select, text, update
 from tunesmith.domain.jobs import MOVES, TERMINAL, Event, Job, JobError, Status
 from tunesmith.domain.runs import MetricPoint
 from tunesmith.errors import FileNotFound, InvalidRequest, JobNotFound, LeaseLost, ModelNotFound
-from tunesmith.store import diagnoses, files, jobs, models, queue, schema
+from tunesmith.store import diagnoses, files, jobs, models, queue, records, schema
 from tunesmith.store.database import Database
 from tunesmith.store.files import FileRow
 from tunesmith.store.models import ModelRow
@@ -49,7 +49,7 @@ def ending(job: Job) -> dict[str, Any]:
 
 
 def numbers(db: Database, job_id: str) -> list[int]:
-    return sorted([event.seq for event in jobs.events(db, job_id)] + [row.seq for row in jobs.metrics_after(db, job_id, 0, 100_000)])
+    return sorted([event.seq for event in records.events(db, job_id)] + [row.seq for row in records.metrics_after(db, job_id, 0, 100_000)])
 
 
 def everything(db: Database) -> dict[str, list[Any]]:
@@ -63,7 +63,7 @@ def test_a_new_job_is_what_was_asked_with_its_first_event(db: Database, new_job:
     job = new_job(status="validating_files", asked={"n_epochs": 3, "batch_size": "auto"}, metadata={"team": "a"}, suffix="s", created_at=77)
     assert jobs.get(db, job.id) == job
     assert (job.created_at, job.status, job.last_seq, job.fence, job.request) == (77, "validating_files", 1, 0, "run")
-    (event,) = jobs.events(db, job.id)
+    (event,) = records.events(db, job.id)
     assert (event.message, event.key, event.seq, event.data) == (f"Created fine-tuning job: {job.id}", "created", 1, {})
     assert event.id.startswith("ftevent-")
     assert event.created_at > 0
@@ -74,7 +74,7 @@ def test_a_new_job_is_what_was_asked_with_its_first_event(db: Database, new_job:
 def test_creating_again_after_a_lost_commit_makes_no_second_job(db: Database, new_job: NewJob) -> None:
     job = new_job()
     assert jobs.create(db, job) == job
-    assert len(jobs.events(db, job.id)) == 1
+    assert len(records.events(db, job.id)) == 1
 
 
 def test_a_job_needs_its_files(db: Database, new_job: NewJob) -> None:
@@ -101,16 +101,16 @@ def test_pages_are_newest_first_and_hold_still(db: Database, new_job: NewJob) ->
 
 def test_an_unknown_cursor_is_refused(db: Database, new_job: NewJob) -> None:
     job, other = new_job(), new_job()
-    foreign = jobs.events(db, other.id)[0].id
+    foreign = records.events(db, other.id)[0].id
     for ask in (
         lambda: jobs.list_page(db, after="ftjob-none"),
-        lambda: jobs.events_page(db, job.id, after=foreign),
-        lambda: jobs.checkpoints_page(db, job.id, after="x"),
+        lambda: records.events_page(db, job.id, after=foreign),
+        lambda: records.checkpoints_page(db, job.id, after="x"),
     ):
         with pytest.raises(InvalidRequest) as caught:
             ask()
         assert caught.value.param == "after"
-    for page in (jobs.events_page, jobs.checkpoints_page):
+    for page in (records.events_page, records.checkpoints_page):
         with pytest.raises(JobNotFound):
             page(db, "ftjob-none")
 
@@ -163,18 +163,19 @@ def test_events_and_metrics_share_one_sequence_that_a_replay_does_not_disturb(db
     attempt(running, range(4, 8))
     assert numbers(db, running.id) == list(range(1, 16))
     assert jobs.get(db, running.id).last_seq == 15
-    assert [row.data["step"] for row in jobs.metrics_after(db, running.id)] == [1, 2, 3, 4, 5, 6, 7]
-    assert [row.seq for row in jobs.metrics_after(db, running.id, seq=5, limit=2)] == [7, 9]
-    assert jobs.metrics_after(db, running.id)[0].data == point(1).to_dict()
+    assert [row.data["step"] for row in records.metrics_after(db, running.id)] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row.seq for row in records.metrics_after(db, running.id, seq=5, limit=2)] == [7, 9]
+    assert records.metrics_after(db, running.id)[0].data == point(1).to_dict()
+    assert [found.to_dict() for found in records.points(db, running.id)] == [row.data for row in records.metrics_after(db, running.id)]
 
 
 def test_what_is_said_anew_replaces_in_place(db: Database, running: Job) -> None:
     jobs.record(db, running.id, running.fence, events=[Event("first", key="k"), Event("second", key="l")], points=[point(1, loss=2.0)])
-    was = jobs.events(db, running.id)[1]
+    was = records.events(db, running.id)[1]
     again = [Event("unused", key="k"), Event("changed", key="k", level="warn", data={"a": [1]})]
     jobs.record(db, running.id, running.fence, events=again, points=[point(1, loss=3.0)])
-    assert jobs.events(db, running.id)[1] == replace(was, message="changed", level="warn", data={"a": [1]})
-    assert [row.data["train_loss"] for row in jobs.metrics_after(db, running.id)] == [3.0]
+    assert records.events(db, running.id)[1] == replace(was, message="changed", level="warn", data={"a": [1]})
+    assert [row.data["train_loss"] for row in records.metrics_after(db, running.id)] == [3.0]
     assert numbers(db, running.id) == [1, 2, 3, 4]
 
 
@@ -269,13 +270,13 @@ def test_checkpoints_are_listed_highest_step_first_once_they_have_names(db: Data
         jobs.add_checkpoint(
             db, running.id, running.fence, checkpoint(running, step, name=f"ckpt-{step}" if step != 15 else None, listed=step != 15)
         )
-    assert [row.step for row in jobs.checkpoints(db, running.id)] == [5, 10, 15, 20]
-    page = jobs.checkpoints_page(db, running.id, limit=2)
+    assert [row.step for row in records.checkpoints(db, running.id)] == [5, 10, 15, 20]
+    page = records.checkpoints_page(db, running.id, limit=2)
     assert ([row.step for row in page.items], page.has_more) == ([20, 10], True)
-    assert jobs.checkpoints_page(db, running.id, after=page.items[-1].id) == jobs.Page((jobs.checkpoints(db, running.id)[0],), False)
+    assert records.checkpoints_page(db, running.id, after=page.items[-1].id) == jobs.Page((records.checkpoints(db, running.id)[0],), False)
     jobs.drop_checkpoints(db, running.id, running.fence, [checkpoint(running, step).id for step in (5, 15)])
-    assert [row.step for row in jobs.checkpoints(db, running.id)] == [10, 20]
-    assert jobs.checkpoints(db, running.id)[0] == checkpoint(running, 10, name="ckpt-10", listed=True)
+    assert [row.step for row in records.checkpoints(db, running.id)] == [10, 20]
+    assert records.checkpoints(db, running.id)[0] == checkpoint(running, 10, name="ckpt-10", listed=True)
 
 
 def test_only_a_new_step_proves_progress(db: Database, running: Job) -> None:
@@ -289,7 +290,7 @@ def test_only_a_new_step_proves_progress(db: Database, running: Job) -> None:
         db, running.id, crashed(), checkpoint(running, 5, id="ftckpt_again", created_at=999, directory="elsewhere")
     )
     assert jobs.get(db, running.id).crashes == 2
-    assert jobs.checkpoints(db, running.id) == [stored] == [checkpoint(running, 5, directory="elsewhere")]
+    assert records.checkpoints(db, running.id) == [stored] == [checkpoint(running, 5, directory="elsewhere")]
 
 
 # --- statuses ---
@@ -330,7 +331,7 @@ def test_a_move_sets_what_it_is_given_and_gives_the_job_back(db: Database, runni
         failed = jobs.move(db, running.id, running.fence, "failed", error=JobError("bad", "It is bad.", "training_file"), events=[event])
         assert failed == jobs.get(db, running.id)
         assert (failed.status, failed.error, failed.estimated_finish) == ("failed", JobError("bad", "It is bad.", "training_file"), None)
-    assert [e.message for e in jobs.events(db, running.id)][1:] == ["it failed"]
+    assert [e.message for e in records.events(db, running.id)][1:] == ["it failed"]
     with pytest.raises(LeaseLost):
         queue.heartbeat(db, running.id, running.fence)
 
@@ -344,7 +345,7 @@ def test_cancel_ends_a_job_at_once(db: Database, new_job: NewJob, status: Status
     cancelled = jobs.request_cancel(db, job.id)
     assert cancelled == jobs.get(db, job.id)
     assert (cancelled.status, cancelled.request, cancelled.finished_at) == ("cancelled", "run", None)
-    assert jobs.events(db, job.id)[-1].key == "cancelled"
+    assert records.events(db, job.id)[-1].key == "cancelled"
 
 
 def test_cancel_takes_the_job_from_its_holder(db: Database, running: Job) -> None:
@@ -377,7 +378,7 @@ def test_a_queued_job_pauses_at_once_and_resumes(db: Database, new_job: NewJob) 
     assert jobs.request_pause(db, job.id).status == "paused"
     assert jobs.request_resume(db, job.id).status == "queued"
     jobs.request_pause(db, job.id)
-    assert [event.key.split(":")[0] for event in jobs.events(db, job.id)] == ["created", "paused", "resumed", "paused"]
+    assert [event.key.split(":")[0] for event in records.events(db, job.id)] == ["created", "paused", "resumed", "paused"]
     with pytest.raises(InvalidRequest, match="not paused"):
         jobs.request_resume(db, new_job().id)
 
@@ -397,7 +398,7 @@ def test_a_pause_taken_back_while_the_worker_carries_it_out_queues_the_job(db: D
     assert queue.heartbeat(db, running.id, running.fence) == "pause"
     assert jobs.request_resume(db, running.id).request == "run"
     assert jobs.move(db, running.id, running.fence, "paused", events=[jobs.paused(running.fence)]).status == "queued"
-    assert len(jobs.events(db, running.id)) == 1
+    assert len(records.events(db, running.id)) == 1
     assert queue.claim(db, "worker-2") is not None
 
 
@@ -427,7 +428,7 @@ def test_success_is_there_all_at_once(db: Database, running: Job) -> None:
     assert models.get(db, at_five.name) == replace(
         end["model"], name=at_five.name, step=5, directory=at_five.directory, created_at=at_five.created_at, is_checkpoint=True
     )
-    assert [row.name for row in jobs.checkpoints_page(db, running.id).items] == [end["model"].name, at_five.name]
+    assert [row.name for row in records.checkpoints_page(db, running.id).items] == [end["model"].name, at_five.name]
     before = everything(db)
     assert jobs.finish_succeeded(db, running.id, running.fence, **end) == done
     assert everything(db) == before

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, select, update
 
 from tunesmith.domain.jobs import Event, Job
 from tunesmith.errors import LeaseLost
-from tunesmith.store import jobs, queue, schema
+from tunesmith.store import jobs, queue, records, schema
 from tunesmith.store.database import Database
 
 from .conftest import NewJob
@@ -97,7 +97,7 @@ def test_release_carries_out_a_pause(db: Database, running: Job) -> None:
     jobs.request_pause(db, running.id)
     assert queue.release(db, running.id, running.fence).status == "paused"
     assert queue.claim(db, "worker-2") is None
-    assert jobs.events(db, running.id)[-1].key == f"paused:{running.fence}"
+    assert records.events(db, running.id)[-1].key == f"paused:{running.fence}"
 
 
 def claims(url: str, claim: Callable[[Database, str], Job | None], workers: int) -> Counter[str]:
@@ -196,7 +196,7 @@ def test_killed_workers_lose_nothing_and_do_nothing_twice(db: Database, database
             break
     assert kills >= 2, "the drill killed somebody"
     for job_id in made:
-        job, said = jobs.get(db, job_id), jobs.events(db, job_id)
+        job, said = jobs.get(db, job_id), records.events(db, job_id)
         assert [event.seq for event in said] == list(range(1, job.last_seq + 1))
         assert [event.key for event in said] == ["created", "step:0", "step:1", "step:2", f"end:{job.fence}"]
         assert job.fence == job.crashes + 1

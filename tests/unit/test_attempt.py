@@ -11,7 +11,7 @@ from tunesmith.domain.jobs import Job
 from tunesmith.domain.runs import MetricPoint
 from tunesmith.domain.specs import ExecutionPlan, ResolvedSpec, TrainingSpec
 from tunesmith.settings import Settings
-from tunesmith.store import bases, files, jobs, queue
+from tunesmith.store import bases, files, jobs, queue, records
 from tunesmith.training import defaults
 from tunesmith.worker.attempt import Attempt
 
@@ -58,7 +58,7 @@ def test_a_trainer_killed_for_its_memory_is_given_less(tiny: Path, tmp_path: Pat
         if not attempt._halve_budget():
             break
         found.append(ResolvedSpec.from_dict(jobs.get(context.db, job.id).resolved).plan)  # type: ignore[arg-type]
-    messages = [event.message for event in jobs.events(context.db, job.id) if (event.key or "").startswith("memory:")]
+    messages = [event.message for event in records.events(context.db, job.id) if (event.key or "").startswith("memory:")]
     context.close()
     assert [(p.budget_at(3), p.budget_at(4), p.budget_at(9)) for p in found if p] == [(512, 256, 256), (512, 128, 128)]
     assert "The trainer was killed because memory ran out; from step 4 on micro-batches have 256 tokens." in messages

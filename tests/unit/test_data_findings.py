@@ -24,7 +24,7 @@ from tunesmith.domain.findings import DATA_CODES, Finding, data_events
 from tunesmith.domain.jobs import Job
 from tunesmith.services import files as uploads
 from tunesmith.settings import Settings
-from tunesmith.store import jobs, queue
+from tunesmith.store import jobs, queue, records
 from tunesmith.worker import worker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -469,6 +469,6 @@ def test_a_job_keeps_and_says_what_its_data_shows(context: services.Context) -> 
     leak, small = validated.data_findings
     assert leak["code"] == "leakage" and leak["evidence"]["pairs"] == [[n, 50 + n] for n in range(1, 11)] and leak["steps"] is None
     assert small["code"] == "small_validation"
-    said = {event.key: event for event in jobs.events(context.db, job.id)}
+    said = {event.key: event for event in records.events(context.db, job.id)}
     assert said["data:leakage"].level == "warn" and said["data:leakage"].message == f"{leak['message']} {leak['advice']}"
     assert said["data:small_validation"].level == "info" and list(said)[-1] == "validated"

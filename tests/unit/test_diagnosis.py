@@ -333,6 +333,25 @@ def test_advice_turns_the_knob_that_bounds_the_run() -> None:
     assert [(c.knob, c.before, c.after) for c in changes] == [("batch_size", 32, 16), ("accumulation_steps", 4, 1)]
 
 
+@pytest.mark.parametrize("full", [{}, {5 * n: 0.62 + 2.4 * math.exp(-n / 4) for n in range(21)}])
+def test_a_large_batch_that_has_learnt_is_not_said_to_have_too_few_updates(full: dict[int, float]) -> None:
+    run = made(falling(3.0, 0.6, 100), full, noise=0.02)
+    run = replace(run, steps_per_epoch=5, hyperparameters=KNOWN | {"batch_size": 64, "n_epochs": 20})
+    assert "still_improving" not in codes(report.diagnose(run))
+    short = made(np.linspace(3.0, 1.5, 12), {step: loss for step, loss in full.items() if step <= 10})
+    short = replace(short, steps_per_epoch=4, hyperparameters=KNOWN | {"batch_size": 64})
+    assert "still_improving" in codes(report.diagnose(short))
+
+
+@pytest.mark.parametrize("train", [[0.0] * 30, [0.0] * 25 + [1.0] * 5, [-1.0] * 30])
+@pytest.mark.parametrize("full", [{}, {"full_valid_loss": 0.0}, {"valid_loss": 0.0, "f1": 0.0}])
+def test_losses_of_nothing_are_read_too(train: list[float], full: dict[str, float]) -> None:
+    points = [{"step": step, "train_loss": loss, **full} for step, loss in enumerate(train, 1)]
+    run = history.from_points(points, hyperparameters={"batch_size": 1, "n_epochs": 6}, steps_per_epoch=5, usual_learning_rate=1e-4)
+    watch.Watch().hear(run)
+    assert report.diagnose(run).verdict
+
+
 def test_the_learning_rate_goes_to_the_usual_one_and_not_beyond() -> None:
     slow = report.diagnose(made(falling(3.0, 2.7), {0: 3.0, 25: 2.9, 50: 2.85, 75: 2.8}, multiplier=0.15))
     assert slow.findings[0].code == "slow_learning" and slow.next_hyperparameters["learning_rate_multiplier"] == 1.0
@@ -454,7 +473,11 @@ def test_a_sound_run_hears_nothing() -> None:
 @given(
     columns=st.dictionaries(
         st.sampled_from(sorted(history.NAMES)),
-        st.lists(st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True, width=32)), max_size=30), max_size=6,
+        st.one_of(
+            st.lists(st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True, width=32)), max_size=30),
+            st.builds(lambda value, count, end: [value] * count + end, st.sampled_from([0.0, 1.0, -1.0, 1e-30]), st.integers(3, 30),
+                      st.lists(st.floats(0, 2), max_size=3)),
+        ), max_size=6,
     ),
     known=st.fixed_dictionaries({}, optional={
         "batch_size": st.integers(1, 256), "n_epochs": st.integers(1, 500), "lora_dropout": st.floats(0, 0.99),

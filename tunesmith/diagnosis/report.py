@@ -77,10 +77,8 @@ def _verdict(view: View, findings: Sequence[Finding]) -> str:
     if not len(view.train) and not len(loss) and not len(metric):
         return "Nothing can be said yet: no step has been made."
     score = f", {words.called(name)} from {metric.values[0]:.3g} to {metric.values[-1]:.3g}" if name else ""
-    if not len(loss):
-        if name:
-            return f"There is no loss to judge by{score.replace(',', ';')} in {len(metric)} points."
-        return f"Cannot tell: there are only {len(view.train)} training points and none of validation."
+    if not len(loss):  # without scores too, `no_validation` would have been said
+        return f"There is no loss to judge by{score.replace(',', ';')} in {len(metric)} points."
     went = f"the validation loss went from {loss[0]:.3g} to {loss[-1]:.3g}{score}"
     if len(loss) < LIMITS.few_points:
         worse = f", after {loss.min():.3g} in between" if loss[-1] > (1 + LIMITS.rise) * loss.min() else ""

@@ -35,7 +35,8 @@ class Watch:
 
     def is_due(self, point: MetricPoint) -> bool:
         """Say whether a point that was just made is worth to call `hear` for."""
-        is_full, is_any = point.full_valid_loss is not None, point.full_valid_loss is not None or point.valid_loss is not None
+        is_full = point.full_valid_loss is not None
+        is_any = is_full or point.valid_loss is not None
         self._validates = self._validates or is_any
         mark = int(point.step // max(1.0, point.total_steps / _LOOKS))
         if point.step <= 0 or not (is_full or (mark > self._due and (is_any or not self._validates))):

@@ -46,7 +46,8 @@ def reading(view: View, findings: Sequence[Finding]) -> str:
     if not name or len(view.loss) < 3:
         return f"Only one of loss and accuracy was logged on validation data, so they cannot be read together. {RULE}"
     loss = view.loss.after(0)
-    change = float(view.smooth[-1] / view.smooth[-len(loss)] - 1) if len(loss) else 0.0
+    first = float(view.smooth[-len(loss)]) if len(loss) else 0.0
+    change = (float(view.smooth[-1]) - first) / abs(first) if first else 0.0
     score = metric.after(0).values
     gain = float(np.mean(score[-2:]) - score[0]) if len(score) else 0.0
     slack = max(2 * stats.noise(score), 0.005)

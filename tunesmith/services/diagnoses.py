@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from tunesmith.diagnosis import report
 from tunesmith.diagnosis.history import History
 from tunesmith.domain import jobs as job_rules
 from tunesmith.errors import InvalidRequest
 from tunesmith.logs import runs as run_logs
-from tunesmith.store import diagnoses, jobs
+from tunesmith.store import diagnoses, jobs, records
 from tunesmith.store.database import Database
 
 
 def history(db: Database, job_id: str) -> History:
     """Return a job's history so far. Raises: NotFound, InvalidRequest where it has no figures yet."""
     job = jobs.get(db, job_id)
-    points: list[dict[str, Any]] = []
-    seq = 0
-    while rows := jobs.metrics_after(db, job_id, seq):
-        points += [dict(row.data) for row in rows]
-        seq = rows[-1].seq
+    points = [point.to_dict() for point in records.points(db, job_id)]
     if not points:
         raise InvalidRequest(f"Job '{job_id}' is {job.status} and has no figures yet. Hint: look again after its first steps.")
     return run_logs.history(
@@ -30,8 +25,8 @@ def history(db: Database, job_id: str) -> History:
         resolved=job.resolved,
         row_losses=diagnoses.row_losses(db, job_id),
         data_findings=job.data_findings or (),
-        events={event.key: event.data for event in jobs.events(db, job_id) if event.type == "message"},
-        checkpoint_steps=[row.step for row in jobs.checkpoints(db, job_id)],
+        events={event.key: event.data for event in records.events(db, job_id) if event.type == "message"},
+        checkpoint_steps=[row.step for row in records.checkpoints(db, job_id)],
         finished=job.status in job_rules.TERMINAL,
         broke_down=job.error is not None and job.error.code == "non_finite",
     )

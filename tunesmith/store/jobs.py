@@ -1,4 +1,4 @@
-"""Jobs and what they said: events, metrics, checkpoints. Knows not who runs a job (`queue`) or how.
+"""Jobs, and how they come to say something: `records` reads it. Knows not who runs a job (`queue`) or how.
 
 Two kinds of writers meet here. Clients ask (`request_*`); an attempt reports under its fence, and once another attempt,
 or a client's cancel, has raised the fence its writes raise LeaseLost and change nothing. Events and metrics of a job
@@ -49,20 +49,12 @@ class CheckpointRow:
     listed: bool = False
 
 
-@dataclass(frozen=True)
-class MetricRow:
-    """One step's figures, `MetricPoint.to_dict()`, at their place in the job's sequence."""
-
-    seq: int
-    data: Mapping[str, Any]
-
-
 # --- reading ---
 
 
 def get(db: Database, job_id: str) -> Job:
     """Return the job. Raises: JobNotFound."""
-    return db.read(lambda conn: _get(conn, job_id))
+    return db.read(lambda conn: find(conn, job_id))
 
 
 def list_page(
@@ -91,47 +83,6 @@ def counts(db: Database) -> dict[Status, int]:
     return db.read(lambda conn: {row.status: row.jobs for row in conn.execute(query)})
 
 
-def events(db: Database, job_id: str) -> list[Event]:
-    """Return all events, oldest first."""
-    query = select(_events).where(_events.c.job_id == job_id).order_by(_events.c.seq)
-    return db.read(lambda conn: [schema.build(Event, row) for row in conn.execute(query)])
-
-
-def events_page(db: Database, job_id: str, after: str | None = None, limit: int = 20) -> Page[Event]:
-    """Return one page of events, newest first. Raises: JobNotFound; InvalidRequest when `after` is no event of the job."""
-
-    def read(conn: Connection) -> Page[Event]:
-        _get(conn, job_id)
-        scope = (_events.c.job_id == job_id,)
-        return fetch(conn, _events, lambda row: schema.build(Event, row), order=(_events.c.seq,), after=after, limit=limit, scope=scope)
-
-    return db.read(read)
-
-
-def checkpoints(db: Database, job_id: str) -> list[CheckpointRow]:
-    """Return all checkpoints that are kept, oldest first."""
-    query = select(_checkpoints).where(_checkpoints.c.job_id == job_id).order_by(_checkpoints.c.step)
-    return db.read(lambda conn: [schema.build(CheckpointRow, row) for row in conn.execute(query)])
-
-
-def checkpoints_page(db: Database, job_id: str, after: str | None = None, limit: int = 10) -> Page[CheckpointRow]:
-    """Return one page of listed checkpoints, highest step first. Raises: JobNotFound; InvalidRequest as `events_page`."""
-
-    def read(conn: Connection) -> Page[CheckpointRow]:
-        _get(conn, job_id)
-        scope = (_checkpoints.c.job_id == job_id, _checkpoints.c.listed)
-        order = (_checkpoints.c.step,)
-        return fetch(conn, _checkpoints, lambda row: schema.build(CheckpointRow, row), order=order, after=after, limit=limit, scope=scope)
-
-    return db.read(read)
-
-
-def metrics_after(db: Database, job_id: str, seq: int = 0, limit: int = 1000) -> list[MetricRow]:
-    """Return the figures numbered above `seq`, oldest first."""
-    query = select(_metrics.c.seq, _metrics.c.data).where(_metrics.c.job_id == job_id, _metrics.c.seq > seq).order_by(_metrics.c.seq)
-    return db.read(lambda conn: [MetricRow(*row) for row in conn.execute(query.limit(limit))])
-
-
 # --- what clients ask ---
 
 
@@ -143,7 +94,7 @@ def create(db: Database, job: Job, *, request_hash: str | None = None) -> Job:
 
     def write(conn: Connection) -> Job:
         if conn.execute(select(_jobs.c.id).where(_jobs.c.id == job.id)).first() is not None:
-            return _get(conn, job.id)
+            return find(conn, job.id)
         files.require(conn, job.training_file, "training_file")
         if job.validation_file is not None:
             files.require(conn, job.validation_file, "validation_file")
@@ -158,7 +109,7 @@ def request_cancel(db: Database, job_id: str) -> Job:
     """Cancel the job at once; who runs it hears at its next heartbeat. Raises: JobNotFound; InvalidRequest if it is over."""
 
     def write(conn: Connection) -> Job:
-        job = _open(_get(conn, job_id, lock=True))
+        job = _open(find(conn, job_id, lock=True))
         event = Event("The job was cancelled", key="cancelled")
         return change(conn, job, "cancelled", [event], fence=job.fence + 1)
 
@@ -172,7 +123,7 @@ def request_pause(db: Database, job_id: str) -> Job:
     """
 
     def write(conn: Connection) -> Job:
-        job = _open(_get(conn, job_id, lock=True))
+        job = _open(find(conn, job_id, lock=True))
         if job.status == "paused":
             return job
         if job.status == "running":
@@ -189,7 +140,7 @@ def request_resume(db: Database, job_id: str) -> Job:
     """Queue a paused job again, or take back a pause not yet carried out. Raises: JobNotFound; InvalidRequest otherwise."""
 
     def write(conn: Connection) -> Job:
-        job = _open(_get(conn, job_id, lock=True))
+        job = _open(find(conn, job_id, lock=True))
         if job.status == "paused":
             event = Event("Fine-tuning job resumed", key=f"resumed:{job.fence + 1}")
             return change(conn, job, "queued", [event], fence=job.fence + 1)
@@ -315,7 +266,7 @@ def build(row: Row[Any]) -> Job:
 
 def held(conn: Connection, job_id: str, fence: int) -> Job:
     """Return the job, locked until the transaction ends. Raises: LeaseLost when `fence` is not the newest."""
-    job = _get(conn, job_id, lock=True)
+    job = find(conn, job_id, lock=True)
     if job.fence != fence:
         raise LeaseLost(f"Job {job_id} is at fence {job.fence}; this attempt has {fence}.")
     return job
@@ -335,7 +286,8 @@ def change(conn: Connection, job: Job, status: Status, events: Sequence[Event] =
     return _say(conn, _set(conn, job, **values | changes), events)
 
 
-def _get(conn: Connection, job_id: str, *, lock: bool = False) -> Job:
+def find(conn: Connection, job_id: str, *, lock: bool = False) -> Job:
+    """Return the job in a transaction, locked if it is to be changed. Raises: JobNotFound."""
     query = select(_jobs).where(_jobs.c.id == job_id)
     row = conn.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:

@@ -69,12 +69,14 @@ def load_all(
     limit = f"max_length {spec.max_length} tokens"
     for name, dataset in (("training", training), ("validation", validation)):
         about = {"role": name, "of": len(dataset.examples) + len(dataset.dropped_lines), "max_length": spec.max_length}
-        if lines := dataset.truncated_lines:
-            words = f"{len(lines)} {name} examples are longer than {limit} and were cut at the end: lines {_some(lines)}."
-            sink.event(Event(words, key=f"truncated:{name}", level="warn", data=about | {"rows": len(lines), "lines": lines[:_LISTED]}))
-        if lines := dataset.dropped_lines:
-            words = f"{len(lines)} {name} examples have no target token within {limit} and were left out: lines {_some(lines)}."
-            sink.event(Event(words, key=f"dropped:{name}", level="warn", data=about | {"rows": len(lines), "lines": lines[:_LISTED]}))
+        for kind, lines, fate in (
+            ("truncated", dataset.truncated_lines, f"are longer than {limit} and were cut at the end"),
+            ("dropped", dataset.dropped_lines, f"have no target token within {limit} and were left out"),
+        ):
+            if lines:
+                words = f"{len(lines)} {name} examples {fate}: lines {_some(lines)}."
+                facts = about | {"rows": len(lines), "lines": lines[:_LISTED]}
+                sink.event(Event(words, key=f"{kind}:{name}", level="warn", data=facts))
     if spec.select_by != "last" and not validation.examples:
         raise InvalidRequest(f"select_by {spec.select_by!r} needs validation data.", param="select_by")
     return training.examples, validation.examples

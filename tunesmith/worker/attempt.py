@@ -32,6 +32,7 @@ from tunesmith.services import Context, bases, diagnoses
 from tunesmith.store import diagnoses as diagnosis_store
 from tunesmith.store import jobs as job_store
 from tunesmith.store import queue as job_queue
+from tunesmith.store import records
 from tunesmith.store.files import FileRow
 from tunesmith.store.jobs import CheckpointRow
 from tunesmith.store.models import ModelRow
@@ -117,7 +118,7 @@ class Attempt:
 
     def _resume_from(self) -> str | None:
         """Return the newest published checkpoint that is whole."""
-        for row in reversed(job_store.checkpoints(self.context.db, self.job.id)):
+        for row in reversed(records.checkpoints(self.context.db, self.job.id)):
             directory = self.context.settings.data_dir / row.directory
             try:
                 checkpoints.verify(directory)
@@ -256,7 +257,7 @@ class Attempt:
         self._thin_out()
 
     def _thin_out(self) -> None:
-        rows = job_store.checkpoints(self.context.db, self.job.id)
+        rows = records.checkpoints(self.context.db, self.job.id)
         kept = {c.step for c in runs.listed([_checkpoint(row) for row in rows], self.spec.select_by)}
         dropped = [row.id for row in rows if row.step not in kept]
         job_store.drop_checkpoints(self.context.db, self.job.id, self.job.fence, dropped)
@@ -305,7 +306,7 @@ class Attempt:
 
     def _halve_budget(self) -> bool:
         """After the kernel killed the trainer for its memory: have the next attempt take less; return whether it can."""
-        done = max((point.step for point in self._stored_points()), default=-1)
+        done = max((point.step for point in records.points(self.context.db, self.job.id)), default=-1)
         plan = self.spec.plan and self.spec.plan.halved(done + 1)
         if not plan:
             return False
@@ -328,7 +329,7 @@ class Attempt:
     def _succeed(self, result: runs.RunResult) -> None:
         """Name the model and its checkpoints, write the result file, and end the job in one transaction."""
         context, job, settings = self.context, self.job, self.context.settings
-        rows = {row.step: row for row in job_store.checkpoints(context.db, job.id)}
+        rows = {row.step: row for row in records.checkpoints(context.db, job.id)}
         known = [_checkpoint(row) for row in rows.values()]
         chosen = runs.chosen(known, self.spec.select_by)
         start = bases.start(context, job.model)
@@ -357,20 +358,12 @@ class Attempt:
 
     def _result_file(self) -> FileRow:
         """Write step_metrics.csv: plain text, OpenAI's five columns first; the base evaluation (step 0) is not in it."""
-        content = runs.step_metrics_csv(self._stored_points()).encode()
+        content = runs.step_metrics_csv(records.points(self.context.db, self.job.id)).encode()
         file_id = ids.new(ids.FILE)
         with self.context.blobs.new_temp() as temp:
             temp.write(content)
             self.context.blobs.commit(temp, file_id)
         return FileRow(file_id, len(content), int(time.time()), "step_metrics.csv", "fine-tune-results", temp.sha256)
-
-    def _stored_points(self) -> list[MetricPoint]:
-        points: list[MetricPoint] = []
-        seq = 0
-        while rows := job_store.metrics_after(self.context.db, self.job.id, seq):
-            points += [MetricPoint(**row.data) for row in rows]
-            seq = rows[-1].seq
-        return points
 
     def _clean_up_if_over(self) -> None:
         """A job that failed or was cancelled leaves no model; its checkpoints go, its log stays."""

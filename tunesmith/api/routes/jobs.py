@@ -14,7 +14,7 @@ from tunesmith.errors import InvalidRequest
 from tunesmith.services import Context
 from tunesmith.services import jobs as services
 from tunesmith.services.models import organization_id
-from tunesmith.store import jobs
+from tunesmith.store import jobs, records
 
 _METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
@@ -73,14 +73,14 @@ def resume(job_id: str, context: Services) -> Job:
 @router.get("/{job_id}/events")
 def list_events(job_id: str, context: Services, after: str | None = None, limit: Limit = 20) -> EventList:
     """List a job's events, newest first."""
-    page = jobs.events_page(context.db, job_id, after, limit)
+    page = records.events_page(context.db, job_id, after, limit)
     return EventList(data=[Event.of(event) for event in page.items], has_more=page.has_more)
 
 
 @router.get("/{job_id}/checkpoints")
 def list_checkpoints(job_id: str, context: Services, after: str | None = None, limit: Limit = 10) -> CheckpointList:
     """List a job's checkpoints, highest step first, once the job has succeeded."""
-    page = jobs.checkpoints_page(context.db, job_id, after, limit)
+    page = records.checkpoints_page(context.db, job_id, after, limit)
     data = [Checkpoint.of(row) for row in page.items]
     return CheckpointList(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=page.has_more)
 

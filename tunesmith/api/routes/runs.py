@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from tunesmith.api.dependencies import Services
 from tunesmith.api.schemas import Diagnosis, Metric, MetricList, Run
 from tunesmith.errors import NotFound
-from tunesmith.store import diagnoses, jobs
+from tunesmith.store import diagnoses, jobs, records
 
 router = APIRouter(prefix="/api/jobs", tags=["Runs"])
 
@@ -45,7 +45,7 @@ def list_metrics(
 ) -> MetricList:
     """List the figures of each step, oldest first; `after` is the last sequence number already seen."""
     jobs.get(context.db, job_id)
-    rows = jobs.metrics_after(context.db, job_id, after, limit + 1)
+    rows = records.metrics_after(context.db, job_id, after, limit + 1)
     shown = rows[:limit]
     data = [Metric(seq=row.seq, data=row.data) for row in shown]
     return MetricList(data=data, next=shown[-1].seq if shown else after, has_more=len(rows) > limit)

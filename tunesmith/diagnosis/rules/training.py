@@ -86,7 +86,8 @@ def too_fast(view: View) -> Finding | None:
         return None
     norms = view.history["grad_norm"].values
     early = stats.smoothed(train.values, 3)[: max(4, len(train) // 3)]
-    jump = float(early.max() / early[0] - 1) if early.max() - early[0] > LIMITS.sure * view.train_noise else 0.0
+    is_rise = early[0] > 0 and early.max() - early[0] > LIMITS.sure * view.train_noise
+    jump = float(early.max() / early[0] - 1) if is_rise else 0.0
     spike = float(norms.max() / norms[0]) if len(norms) and norms[0] > 0 else 0.0
     if jump < LIMITS.early_rise and spike < LIMITS.gradient_spike:
         return None
@@ -188,10 +189,11 @@ def still_improving(view: View) -> Finding | None:
 
 def noisy_training(view: View) -> Finding | None:
     """Each update sees so few rows that the training loss says little, and the updates wander."""
-    if len(view.train) < 20 or not view.train.values.mean() > 0:
+    level = float(np.median(view.train.values)) if len(view.train) >= 20 else 0.0
+    if not level > 0:
         return None
     batch = advice.rows_per_update(view.history) if view.history.hyperparameters.get("batch_size") else None
-    relative = view.train_noise / float(np.median(view.train.values))
+    relative = view.train_noise / level
     if batch is None or batch > 2 or relative < LIMITS.noisy_step:
         return None
     rows = f"{batch} row{'s' if batch > 1 else ''}"
@@ -228,7 +230,7 @@ def too_little_data(view: View) -> Finding | None:
 
 def _still_falls(view: View) -> bool:
     """Whether either loss still fell at the end."""
-    return view.train_falls or (view.valid_share or 0.0) > LIMITS.still or math.isclose(view.rise, 0.0)
+    return view.train_falls or (view.valid_share or 0.0) > LIMITS.still
 
 
 def _is_at_its_best(view: View) -> bool:

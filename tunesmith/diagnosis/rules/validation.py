@@ -66,7 +66,7 @@ def noisy_validation(view: View) -> Finding | None:
 def no_learning(view: View) -> Finding | None:
     """The validation never got better than the base model, or than at its first evaluation."""
     start, end = view.train_ends
-    if not len(view.loss) and len(view.train) >= 20 and abs(1 - end / start) < LIMITS.learnt:
+    if not len(view.loss) and len(view.train) >= 20 and abs(start - end) < LIMITS.learnt * abs(start):
         return finding(
             "no_learning", "critical", 0.8, (0, view.history.last_step), {"train_loss_start": start, "train_loss_end": end},
             f"No learning: the training loss began at {start:.3g} and ended at {end:.3g}.",
@@ -78,7 +78,7 @@ def no_learning(view: View) -> Finding | None:
     error = view.paired_error(0, -1) or view.sigma * math.sqrt(2)
     is_below = least < first - LIMITS.differ * error and view.progress > LIMITS.learnt
     # Without the base model's figure, the first evaluation may come when all is learnt: training must stand still too.
-    if is_below or (view.base is None and (len(view.loss) < 5 or not abs(1 - end / start) < 2 * LIMITS.learnt)):
+    if is_below or (view.base is None and (len(view.loss) < 5 or not abs(start - end) < 2 * LIMITS.learnt * abs(start))):
         return None
     than = f"the base model's {first:.3g}" if view.base is not None else f"its first value, {first:.3g},"
     return finding(

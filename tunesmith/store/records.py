@@ -1,0 +1,73 @@
+"""What a job has left on record: its events, metrics and checkpoints, read. How they are written is in `jobs`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from tunesmith.domain.jobs import Event
+from tunesmith.domain.runs import MetricPoint
+from tunesmith.store import jobs, schema
+from tunesmith.store.database import Database
+from tunesmith.store.jobs import CheckpointRow
+from tunesmith.store.pages import Page, fetch
+
+_events, _metrics, _checkpoints = schema.events, schema.metrics, schema.checkpoints
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One step's figures, `MetricPoint.to_dict()`, at their place in the job's sequence."""
+
+    seq: int
+    data: Mapping[str, Any]
+
+
+def events(db: Database, job_id: str) -> list[Event]:
+    """Return all events, oldest first."""
+    query = select(_events).where(_events.c.job_id == job_id).order_by(_events.c.seq)
+    return db.read(lambda conn: [schema.build(Event, row) for row in conn.execute(query)])
+
+
+def events_page(db: Database, job_id: str, after: str | None = None, limit: int = 20) -> Page[Event]:
+    """Return one page of events, newest first. Raises: JobNotFound; InvalidRequest when `after` is no event of the job."""
+
+    def read(conn: Connection) -> Page[Event]:
+        jobs.find(conn, job_id)
+        scope = (_events.c.job_id == job_id,)
+        return fetch(conn, _events, lambda row: schema.build(Event, row), order=(_events.c.seq,), after=after, limit=limit, scope=scope)
+
+    return db.read(read)
+
+
+def checkpoints(db: Database, job_id: str) -> list[CheckpointRow]:
+    """Return all checkpoints that are kept, oldest first."""
+    query = select(_checkpoints).where(_checkpoints.c.job_id == job_id).order_by(_checkpoints.c.step)
+    return db.read(lambda conn: [schema.build(CheckpointRow, row) for row in conn.execute(query)])
+
+
+def checkpoints_page(db: Database, job_id: str, after: str | None = None, limit: int = 10) -> Page[CheckpointRow]:
+    """Return one page of listed checkpoints, highest step first. Raises: JobNotFound; InvalidRequest as `events_page`."""
+
+    def read(conn: Connection) -> Page[CheckpointRow]:
+        jobs.find(conn, job_id)
+        scope = (_checkpoints.c.job_id == job_id, _checkpoints.c.listed)
+        order = (_checkpoints.c.step,)
+        return fetch(conn, _checkpoints, lambda row: schema.build(CheckpointRow, row), order=order, after=after, limit=limit, scope=scope)
+
+    return db.read(read)
+
+
+def metrics_after(db: Database, job_id: str, seq: int = 0, limit: int = 1000) -> list[MetricRow]:
+    """Return the figures numbered above `seq`, oldest first."""
+    query = select(_metrics.c.seq, _metrics.c.data).where(_metrics.c.job_id == job_id, _metrics.c.seq > seq).order_by(_metrics.c.seq)
+    return db.read(lambda conn: [MetricRow(*row) for row in conn.execute(query.limit(limit))])
+
+
+def points(db: Database, job_id: str) -> list[MetricPoint]:
+    """Return all figures, oldest first."""
+    query = select(_metrics.c.data).where(_metrics.c.job_id == job_id).order_by(_metrics.c.seq)
+    return db.read(lambda conn: [MetricPoint(**data) for data in conn.execute(query).scalars()])
