@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from tunesmith.api.dependencies import Services
-from tunesmith.api.schemas import Diagnosis, Metric, MetricList, Run
+from tunesmith.api.views import Diagnosis, Metric, MetricList, Run
 from tunesmith.errors import NotFound
 from tunesmith.store import diagnoses, jobs, records
 
