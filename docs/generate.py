@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined
 from tunesmith import cli
 from tunesmith.api import auth
 from tunesmith.api.app import create_app
-from tunesmith.domain.models import ModelFacts
+from tunesmith.domain.models import CATALOGUE, DEFAULT, ModelFacts
 from tunesmith.domain.specs import AUTO, HYPERPARAMETERS, TrainingSpec
 from tunesmith.settings import Settings
 from tunesmith.training import defaults
@@ -27,7 +27,7 @@ from tunesmith.training import defaults
 DOCS = Path(__file__).parent
 _PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 #: SmolLM2-135M-Instruct and the bundled example, for which "auto" is shown.
-_FACTS = ModelFacts("LlamaForCausalLM", num_parameters=134_515_008, max_length=8192, has_chat_template=True)
+_FACTS = CATALOGUE[DEFAULT].facts
 _DATA = defaults.DataFacts(num_training=576, num_validation=99)
 #: Where the code computes a default, the words that say so.
 _COMPUTED = {"data_dir": "the user's data directory (`~/.local/share/tunesmith`)", "cache_dir": "the user's cache (`~/.cache/tunesmith`)"}

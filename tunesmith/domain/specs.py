@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -243,6 +244,11 @@ def check_together(values: Mapping[str, Value], asked: Mapping[str, Value], *, h
             raise InvalidRequest(f"{name} needs validation data: give a validation file or a training_split.", param=prefix + name)
 
 
+def training_rows(count: int, share: float) -> int:
+    """Return how many of `count` rows are trained on where a `share` is asked for: at least one, and at least one validates."""
+    return min(max(round(count * share), 1), count - 1)
+
+
 #: Tokens; with less memory than that takes, a run cannot go on.
 SMALLEST_BUDGET = 128
 
@@ -326,6 +332,11 @@ class ResolvedSpec:
     def examples_per_step(self) -> int:
         """Examples behind one optimizer update."""
         return self.batch_size * self.accumulation_steps
+
+    def total_steps(self, num_examples: int) -> int:
+        """Return the planned number of optimizer updates with so many training examples; an epoch's last one takes what is left."""
+        by_epochs = self.n_epochs * -(-num_examples // self.examples_per_step) if self.n_epochs else math.inf
+        return int(min(by_epochs, self.n_steps or math.inf))
 
     def hyperparameters(self) -> dict[str, Value]:
         """Return name -> value, in the table's order."""

@@ -50,17 +50,23 @@ def create(context: Context, new: NewJob, *, retried: bool = False) -> Job:
         known = jobs.find_by_request_hash(context.db, digest, time.time() - RETRY_SECONDS)
         if known is not None:
             return known
+    spec, seed = check(context, new)
+    job = Job(
+        id=ids.new(ids.JOB), created_at=0, status="validating_files", model=spec.model, training_file=new.training_file,
+        validation_file=new.validation_file, suffix=new.suffix, seed=seed, asked=dict(spec.asked), metadata=new.metadata,
+    )  # fmt: skip
+    return jobs.create(context.db, job, request_hash=digest)
+
+
+def check(context: Context, new: NewJob) -> tuple[TrainingSpec, int]:
+    """Check what is cheap to check, and return what is asked and the seed. Raises: InvalidRequest with the parameter that is wrong."""
     spec = TrainingSpec.ask(_trainable(context, new.model), new.hyperparameters or {}, "api", prefix=new.prefix)
     check_together(spec.values, spec.asked, has_validation=new.validation_file is not None, prefix=new.prefix)
     for param in ("training_file", "validation_file"):
         _check_file(context, getattr(new, param), param)
     if new.suffix is not None and (":" in new.suffix or "/" in new.suffix):
         raise InvalidRequest(f"Invalid value for 'suffix': {new.suffix!r}. ':' and '/' are not accepted in it.", param="suffix")
-    job = Job(
-        id=ids.new(ids.JOB), created_at=0, status="validating_files", model=spec.model, training_file=new.training_file,
-        validation_file=new.validation_file, suffix=new.suffix, seed=_seed(new, spec), asked=dict(spec.asked), metadata=new.metadata,
-    )  # fmt: skip
-    return jobs.create(context.db, job, request_hash=digest)
+    return spec, _seed(new, spec)
 
 
 def hyperparameters(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:

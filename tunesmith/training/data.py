@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 from tunesmith.domain import chat, datasets
 from tunesmith.domain.jobs import Event
 from tunesmith.domain.runs import RunSink
-from tunesmith.domain.specs import ResolvedSpec
+from tunesmith.domain.specs import ResolvedSpec, training_rows
 from tunesmith.errors import DataError, InvalidRequest
 
 Tokens = npt.NDArray[np.int64]
@@ -129,7 +129,7 @@ def split(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
     if count < 2:
         raise DataError(f"training_split {share} needs at least 2 examples, but there are {count}.", param="training_file")
     order = np.random.default_rng([seed, 1]).permutation(count)
-    cut = min(max(round(count * share), 1), count - 1)
+    cut = training_rows(count, share)
     training, validation = (Dataset([dataset.examples[i] for i in sorted(part)]) for part in (order[:cut], order[cut:]))
     training.truncated_lines, training.dropped_lines = dataset.truncated_lines, dataset.dropped_lines
     return training, validation

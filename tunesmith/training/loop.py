@@ -111,7 +111,9 @@ class _Run:
         self.tokenizer = model.load_tokenizer(order.base)
         self.training, self.validation = data.load_all(order.training_file, order.validation_file, self.tokenizer, spec, sink)
         self.per_epoch = batching.steps_per_epoch(len(self.training), spec.examples_per_step)
-        self.total_steps, self.last_step_reason = _total_steps(spec, self.per_epoch)
+        self.total_steps = spec.total_steps(len(self.training))
+        limit = "n_steps" if self.total_steps == spec.n_steps else "n_epochs"
+        self.last_step_reason = f"{limit} {getattr(spec, limit)} reached."
         self.full_at = _full_evaluation_steps(self.total_steps, self.per_epoch) if self.validation else set()
 
         self.model = model.load_base(order.base, getattr(torch, spec.plan.dtype), self.device)
@@ -363,14 +365,6 @@ def schedule(spec: ResolvedSpec, step: int, total_steps: int) -> float:
     if spec.learning_rate_schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
     return 1.0
-
-
-def _total_steps(spec: ResolvedSpec, per_epoch: int) -> tuple[int, str]:
-    """Return the planned number of steps and which of n_steps and n_epochs ends the run."""
-    by_epochs = spec.n_epochs * per_epoch if spec.n_epochs else math.inf
-    if spec.n_steps is not None and spec.n_steps <= by_epochs:
-        return spec.n_steps, f"n_steps {spec.n_steps} reached."
-    return int(by_epochs), f"n_epochs {spec.n_epochs} reached."
 
 
 def _full_evaluation_steps(total_steps: int, per_epoch: int) -> set[int]:

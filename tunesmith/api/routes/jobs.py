@@ -25,6 +25,11 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 @router.post("")
 def create(body: CreateJob, context: Services, x_stainless_retry_count: Annotated[str, Header()] = "0") -> Job:
     """Create a job. A request that OpenAI's clients mark as sent again finds the job it made before."""
+    return _shown(context, services.create(context, asked(body), retried=x_stainless_retry_count not in ("", "0")))
+
+
+def asked(body: CreateJob) -> services.NewJob:
+    """Return what a request asks for. Raises: InvalidRequest for what this server does not do."""
     if body.integrations:
         words = "Integrations are not available: no W&B key is configured on this server. Hint: leave 'integrations' out."
         raise InvalidRequest(words, param="integrations")
@@ -32,11 +37,10 @@ def create(body: CreateJob, context: Services, x_stainless_retry_count: Annotate
         words = f"Method '{body.method.type}' is not supported by this server. Accepted: 'supervised'."
         raise InvalidRequest(words, param="method.type")
     hyperparameters, prefix = _hyperparameters(body)
-    new = services.NewJob(
+    return services.NewJob(
         model=body.model, training_file=body.training_file, validation_file=body.validation_file, suffix=body.suffix, seed=body.seed,
         hyperparameters=hyperparameters, metadata=body.metadata, prefix=prefix,
     )  # fmt: skip
-    return _shown(context, services.create(context, new, retried=x_stainless_retry_count not in ("", "0")))
 
 
 @router.get("")

@@ -1,0 +1,79 @@
+"""/api: files looked into, and jobs before they are created. Ours, for the dashboard and scripts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
+
+from tunesmith.api.dependencies import Services
+from tunesmith.api.routes.jobs import asked
+from tunesmith.api.schemas import CreateJob, Job
+from tunesmith.api.views import DataReport, Estimate, FileRow, FileRows, HyperparameterInfo, RenderedRows, Resolution
+from tunesmith.domain.specs import HYPERPARAMETERS
+from tunesmith.errors import Unavailable
+from tunesmith.services import estimates, rows
+
+router = APIRouter(prefix="/api", tags=["Data"])
+Offset = Annotated[int, Query(ge=0, lt=2**31)]
+MaxLength = Annotated[int | None, Query(ge=8, le=2**20)]
+
+
+class Lines(StreamingResponse):
+    """One JSON object a line, as they come."""
+
+    media_type = "application/x-ndjson"
+
+
+@router.get("/hyperparameters")
+def list_hyperparameters() -> list[HyperparameterInfo]:
+    """List the hyperparameters: what each means, accepts, and is when it is not asked for."""
+    told = [asdict(h) | {"kind": h.kind.__name__, "accepted": h.accepted, "default": h.api_default, "nullable": h.none} for h in HYPERPARAMETERS]
+    return [HyperparameterInfo.model_validate(row) for row in told]
+
+
+@router.get("/files/{file_id}/rows")
+def list_rows(file_id: str, context: Services, offset: Offset = 0, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> FileRows:
+    """List a file's lines as they are; fewer than `limit` where they are long."""
+    shown, total = rows.page(context, file_id, offset, limit)
+    return FileRows(data=[FileRow(**asdict(row)) for row in shown], total=total)
+
+
+@router.get("/files/{file_id}/rendered")
+def list_rendered(
+    file_id: str,
+    model: str,
+    context: Services,
+    offset: Offset = 0,
+    limit: Annotated[int, Query(ge=1, le=50)] = 10,
+    max_length: MaxLength = None,
+) -> RenderedRows:
+    """List a training file's rows as a model will see them, target tokens marked."""
+    raise Unavailable("Not there yet.")
+
+
+@router.get("/files/{file_id}/report", response_class=Lines, responses={200: {"model": DataReport}})
+async def report(
+    file_id: str, context: Services, model: str | None = None, validation_file: str | None = None, max_length: MaxLength = None
+) -> Lines:
+    """Look through a training file; each line of the answer is a report that replaces the one before."""
+    raise Unavailable("Not there yet.")
+
+
+@router.post("/jobs/resolve")
+def resolve(body: CreateJob, context: Services, tokens_per_pass: Annotated[int | None, Query(ge=1, lt=2**53)] = None) -> Resolution:
+    """Return what a job would become if it were created now; `tokens_per_pass`, from a report, makes the estimate better."""
+    found = estimates.resolve(context, asked(body))
+    return Resolution(
+        model=found.spec.model, resolved=found.spec.hyperparameters(), reasons=found.spec.reasons, warnings=found.warnings,
+        num_training=found.num_training, num_validation=found.num_validation, total_steps=found.total_steps,
+        estimate=Estimate(**asdict(found.estimate)),
+    )  # fmt: skip
+
+
+@router.post("/example")
+def try_example(context: Services) -> Job:
+    """Create a job on the bundled example, its files uploaded first where they are not here."""
+    raise Unavailable("Not there yet.")
