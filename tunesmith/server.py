@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import uvicorn
 
@@ -46,7 +47,7 @@ def run(settings: Settings, *, with_parent: bool = False) -> None:
             app, http="h11", log_level="warning", server_header=False, access_log=False,
             timeout_graceful_shutdown=5, h11_max_incomplete_event_size=32_768,
         )  # fmt: skip
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config, app.state.live.end).run(sockets=[listener])
     finally:
         workers.stop()
 
@@ -69,6 +70,18 @@ def _greet(settings: Settings, port: int, new_key: str | None, login: str) -> No
     if new_key:
         lines.insert(1, f"  API key:  {new_key}   (made just now and shown only once; TUNESMITH_API_KEY sets another)")
     print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+class _Server(uvicorn.Server):
+    """Ends the streams first: they would be open for ever."""
+
+    def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._end_streams = end_streams
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._end_streams()
+        await super().shutdown(sockets)
 
 
 class WorkerSupervisor:

@@ -15,16 +15,18 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tunesmith.errors import AuthenticationFailed, InvalidRequest, PermissionDenied
 from tunesmith.settings import Settings
 
 #: The only (method, path) pairs that answer without a key.
-PUBLIC = frozenset({("GET", "/healthz"), ("GET", "/login")})
+PUBLIC = frozenset({("GET", "/healthz"), ("GET", "/login"), ("POST", "/login")})
 COOKIE = "tunesmith-session"
 SESSION_SECONDS = 30 * 24 * 3600
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -50,14 +52,28 @@ def load_or_make_key(settings: Settings) -> Key:
             words = "Setting 'api_key' (environment TUNESMITH_API_KEY) is blank. Hint: unset it to have a key made."
             raise InvalidRequest(words, param="api_key")
         return Key(_digest(settings.api_key.encode()))
-    path = settings.data_dir / "api_key.sha256"
     plain = "sk-tunesmith-" + secrets.token_urlsafe(32)
-    if _write_new(path, _digest(plain.encode()).hex()):
-        return Key(_digest(plain.encode()), plain)
+    digest = _digest(plain.encode())
+    kept = _kept(settings.data_dir / "api_key.sha256", digest)
+    return Key(digest, plain) if kept == digest else Key(kept)
+
+
+def load_or_make_secret(settings: Settings) -> bytes:
+    """Return what sessions are signed with; it outlives the server, so that a browser stays logged in over a restart.
+
+    Raises: InvalidRequest for a damaged file.
+    """
+    return _kept(settings.data_dir / "session_secret", secrets.token_bytes(32))
+
+
+def _kept(path: Path, new: bytes) -> bytes:
+    """Return the 32 bytes kept at `path`, which are `new` if there were none."""
+    if _write_new(path, new.hex()):
+        return new
     text = path.read_text().strip()
     if not _DIGEST.fullmatch(text):
-        raise InvalidRequest(f"{path} is damaged: it should hold 64 hexadecimal digits. Hint: delete it to have a new key made.")
-    return Key(bytes.fromhex(text))
+        raise InvalidRequest(f"{path} is damaged: it should hold 64 hexadecimal digits. Hint: delete it to have a new one made.")
+    return bytes.fromhex(text)
 
 
 def _write_new(path: Path, text: str) -> bool:
@@ -78,11 +94,11 @@ def _write_new(path: Path, text: str) -> bool:
 
 
 class Access:
-    """Decides whether a credential is good. Sessions are signed with a secret of this process: a restart ends them."""
+    """Decides whether a credential is good. A new key ends all sessions; so does deleting the secret they are signed with."""
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: Key, secret: bytes) -> None:
         self._key = key.digest
-        self._secret = secrets.token_bytes(32)
+        self._secret = hmac.digest(secret, key.digest, "sha256")
         self._tokens: deque[bytes] = deque(maxlen=_MAX_LOGIN_TOKENS)
 
     def accepts_key(self, key: bytes) -> bool:
@@ -104,6 +120,10 @@ class Access:
         if not any(hmac.compare_digest(digest, known) for known in tuple(self._tokens)):
             raise AuthenticationFailed("This login link is not valid or was used before. Hint: a start of the server prints a new one.")
         self._tokens.remove(digest)
+        return self.open_session()
+
+    def open_session(self) -> str:
+        """Return a new session cookie's value."""
         expires = str(int(time.time()) + SESSION_SECONDS)
         return f"{expires}.{self._sign(expires)}"
 
@@ -126,7 +146,14 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (scope["method"], scope["path"]) not in PUBLIC:
-            self._check(scope["method"], scope["scheme"], Headers(scope=scope))
+            headers = Headers(scope=scope)
+            try:
+                self._check(scope["method"], scope["scheme"], headers)
+            except AuthenticationFailed:
+                if scope["method"] != "GET" or "text/html" not in headers.get("accept", "") or "authorization" in headers:
+                    raise
+                await _to_login(scope)(scope, receive, send)
+                return
         await self._app(scope, receive, send)
 
     def _check(self, method: str, scheme: str, headers: Headers) -> None:
@@ -149,6 +176,12 @@ class Guard:
             raise PermissionDenied(
                 "With a session cookie, only this server's own pages may change something (same origin). Hint: use the key."
             )
+
+
+def _to_login(scope: Scope) -> RedirectResponse:
+    """Send a person's browser to where it can log in and come back from."""
+    here = scope["path"] + (f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else "")
+    return RedirectResponse(f"/login?next={quote(here, safe='')}", status_code=303)
 
 
 def _same_origin(scheme: str, headers: Headers) -> bool:

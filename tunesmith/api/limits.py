@@ -52,12 +52,13 @@ class Address:
 
 
 class Body:
-    """Read a body whole, up to the limit, and let only strict JSON pass. Uploads are left to their route."""
+    """Read a body whole, up to the limit, and let only strict JSON pass. Uploads and forms are left to their route."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, uploads: Collection[str]) -> None:
-        """`uploads` are the paths whose POST body is a stream that the route itself reads and limits."""
+    def __init__(self, app: ASGIApp, settings: Settings, uploads: Collection[str], forms: Collection[str]) -> None:
+        """`uploads` are the paths whose POST body is a stream that the route itself reads and limits, `forms` those whose is no JSON."""
         self._app = app
         self._uploads = uploads
+        self._forms = forms
         self._max_body = settings.max_body_bytes
         self._max_upload = settings.max_file_bytes + MULTIPART_OVERHEAD
 
@@ -70,7 +71,7 @@ class Body:
             else:
                 _check_length(headers, self._max_body)
                 body = await _read(receive, self._max_body)
-                if body:
+                if body and scope["path"] not in self._forms:
                     check_json(body, headers.get("content-type", ""))
                 receive = _replay(body, receive)
         await self._app(scope, receive, send)

@@ -72,8 +72,6 @@ class Run(BaseModel):
     #: What a client has asked of a running job and its worker has not done yet.
     request: jobs.Request
     queue_position: int | None
-    #: The newest number of the job's sequence of events and figures.
-    last_seq: int
 
 
 class MetricData(BaseModel):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from tunesmith.errors import ModelNotFound, PermissionDenied
+from tunesmith.errors import InvalidRequest, ModelNotFound, PermissionDenied
 from tunesmith.services import Context
 from tunesmith.services import bases as base_services
-from tunesmith.store import bases, models
+from tunesmith.store import bases, jobs, models
+from tunesmith.training import checkpoints
 
 #: Who owns a base, on the wire.
 BASE_OWNER = "tunesmith"
@@ -22,6 +24,21 @@ class Entry:
     name: str
     created_at: int
     owner: str
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model with where it comes from. `bytes` on disk; None for a base not fetched yet, or where the weights are gone."""
+
+    name: str
+    kind: Literal["base", "lora", "full"]
+    base: str
+    created_at: int
+    bytes: int | None
+    job_id: str | None = None
+    training_file: str | None = None
+    step: int | None = None
+    is_checkpoint: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,39 @@ def entries(context: Context) -> list[Entry]:
     """Return the bases and the fine-tuned models; checkpoints have names too, but are listed with their job."""
     found = [entry(context, name) for name in bases.names(context.settings.allowed_models)]
     return found + [_tuned_entry(context, row) for row in models.list(context.db) if not row.is_checkpoint]
+
+
+def described(context: Context) -> list[Described]:
+    """Return every model: the bases, then the fine-tuned ones, newest first, each before the checkpoints of its job."""
+    settings = context.settings
+    found = []
+    for name in bases.names(settings.allowed_models):
+        base = bases.describe(name, settings.cache_dir, settings.allowed_models)
+        moment, size = (int(base.directory.stat().st_mtime), _size(base.directory)) if base.ready else (0, None)
+        found.append(Described(base.name, "base", base.name, moment, size))
+    rows = models.list(context.db)
+    place = {row.job_id: position for position, row in reversed(list(enumerate(rows)))}
+    for row in sorted(rows, key=lambda row: (place[row.job_id], row.is_checkpoint, -row.step)):
+        size = _size(settings.data_dir / row.directory)
+        file = jobs.get(context.db, row.job_id).training_file
+        found.append(Described(row.name, row.kind, row.base, row.created_at, size, row.job_id, file, row.step, row.is_checkpoint))
+    return found
+
+
+def weight_files(context: Context, name: str) -> list[Path]:
+    """Return the files of a fine-tuned model's own weights, verified; what only a resumed run needs is left out.
+
+    Raises: ModelNotFound; InvalidRequest for a base; CheckpointDamaged when the files are not what was written.
+    """
+    if _base(context, name) is not None:
+        raise InvalidRequest(f"The model '{name}' is a base; only fine-tuned models can be downloaded here.", param="model")
+    directory = base_services.verified(context, _tuned(context, name))
+    return sorted(path for path in directory.iterdir() if path.name not in {*checkpoints.FOR_RESUMING, checkpoints.NOTE})
+
+
+def _size(directory: Path) -> int | None:
+    sizes = [path.stat().st_size for path in directory.rglob("*") if path.is_file()]
+    return sum(sizes) if sizes else None
 
 
 def entry(context: Context, name: str) -> Entry:

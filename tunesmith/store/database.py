@@ -8,7 +8,6 @@ are refused on both.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -17,9 +16,11 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
+from json import dumps
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import orjson
 from sqlalchemy import URL, Connection, Double, Engine, column, create_engine, event, exc, inspect, make_url, select, table
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -135,7 +136,7 @@ def refuse_unstorable(value: object) -> None:
 
 def _to_json(value: object) -> str:
     refuse_unstorable(value)
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _target(url: str) -> URL:
@@ -154,15 +155,16 @@ def _target(url: str) -> URL:
 
 
 def _engine(target: URL) -> Engine:
+    json: dict[str, Any] = {"json_serializer": _to_json, "json_deserializer": orjson.loads}
     if target.drivername == "sqlite":
         _make_private(Path(str(target.database)))
         # SQLite's own busy handler starves writers (seconds, measured); it only bridges a COMMIT waiting for its readers.
         arguments = {"timeout": 0.02, "check_same_thread": False}
-        engine = create_engine(target, connect_args=arguments, json_serializer=_to_json, max_overflow=-1)
+        engine = create_engine(target, connect_args=arguments, **json, max_overflow=-1)
         event.listen(engine, "connect", _set_pragmas)
         event.listen(engine, "begin", _begin)
     else:
-        engine = create_engine(target, connect_args={"connect_timeout": 5}, json_serializer=_to_json, max_overflow=15)
+        engine = create_engine(target, connect_args={"connect_timeout": 5}, **json, max_overflow=15)
         event.listen(engine, "connect", _set_timeouts)
     event.listen(engine, "before_cursor_execute", _check_parameters)
     return engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from sqlalchemy import Connection, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, insert, or_, select
 from sqlalchemy import delete as sql_delete
 
 from tunesmith.domain.jobs import TERMINAL
@@ -54,8 +54,12 @@ def list_page(
     after: str | None = None,
     limit: int = 10_000,
     order: Literal["asc", "desc"] = "desc",
+    words: str = "",
 ) -> Page[FileRow]:
-    """Return one page of files by creation. Raises: InvalidRequest when `after` is no file's id."""
+    """Return one page of files by creation, with `words` in their id or name. Raises: InvalidRequest when `after` is no file's id."""
+    filters: list[ColumnElement[bool]] = [] if purpose is None else [_files.c.purpose == purpose]
+    if words:
+        filters.append(or_(_files.c.id.icontains(words, autoescape=True), _files.c.filename.icontains(words, autoescape=True)))
     return db.read(
         lambda conn: fetch(
             conn,
@@ -64,7 +68,7 @@ def list_page(
             order=(_files.c.created_at, _files.c.number),
             after=after,
             limit=limit,
-            filters=() if purpose is None else (_files.c.purpose == purpose,),
+            filters=filters,
             ascending=order == "asc",
         )
     )

@@ -315,13 +315,13 @@ def _has(db: Database, key: str, value: str) -> ColumnElement[bool]:
 def _say(conn: Connection, job: Job, events: Sequence[Event], points: Sequence[MetricPoint] = ()) -> Job:
     """Number what is new and replace what is known, on a locked job."""
     said = {event.key: {"level": event.level, "type": event.type, "message": event.message, "data": dict(event.data)} for event in events}
-    measured = {point.step: {"data": point.to_dict()} for point in points}
+    measured = {point.step: {"data": point.to_dict(), "full_valid_loss": point.full_valid_loss} for point in points}
     if not said and not measured:
         return job
-    moment = int(now(conn))
-    first = {event.key: {"id": event.id or ids.new(ids.EVENT), "created_at": event.created_at or moment} for event in events}
+    moment = now(conn)
+    first = {event.key: {"id": event.id or ids.new(ids.EVENT), "created_at": event.created_at or int(moment)} for event in events}
     seq = _merge(conn, _events, _events.c.key, job.id, job.last_seq, said, first)
-    seq = _merge(conn, _metrics, _metrics.c.step, job.id, seq, measured, {})
+    seq = _merge(conn, _metrics, _metrics.c.step, job.id, seq, measured, {step: {"created_at": moment} for step in measured})
     return job if seq == job.last_seq else _set(conn, job, last_seq=seq)
 
 

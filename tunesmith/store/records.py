@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, Select, select
 
 from tunesmith.domain.jobs import Event
 from tunesmith.domain.runs import MetricPoint
@@ -18,11 +17,11 @@ from tunesmith.store.pages import Page, fetch
 _events, _metrics, _checkpoints = schema.events, schema.metrics, schema.checkpoints
 
 
-@dataclass(frozen=True)
-class MetricRow:
-    """One step's figures, `MetricPoint.to_dict()`, at their place in the job's sequence."""
+class MetricRow(NamedTuple):
+    """One step's figures, `MetricPoint.to_dict()`, at their place in the job's sequence; `created_at` in Unix seconds."""
 
     seq: int
+    created_at: float | None
     data: Mapping[str, Any]
 
 
@@ -63,8 +62,31 @@ def checkpoints_page(db: Database, job_id: str, after: str | None = None, limit:
 
 def metrics_after(db: Database, job_id: str, seq: int = 0, limit: int = 1000) -> list[MetricRow]:
     """Return the figures numbered above `seq`, oldest first."""
-    query = select(_metrics.c.seq, _metrics.c.data).where(_metrics.c.job_id == job_id, _metrics.c.seq > seq).order_by(_metrics.c.seq)
-    return db.read(lambda conn: [MetricRow(*row) for row in conn.execute(query.limit(limit))])
+    query = _figures(_metrics.c.job_id == job_id, _metrics.c.seq > seq).order_by(_metrics.c.seq)
+    return db.read(lambda conn: [MetricRow._make(row) for row in conn.execute(query.limit(limit))])
+
+
+def metrics_between(db: Database, job_id: str, first_step: int, last_step: int) -> list[MetricRow]:
+    """Return the figures of these steps, both included, by step."""
+    query = _figures(_metrics.c.job_id == job_id, _metrics.c.step.between(first_step, last_step)).order_by(_metrics.c.step)
+    return db.read(lambda conn: [MetricRow._make(row) for row in conn.execute(query)])
+
+
+def since(db: Database, job_id: str, seq: int, limit: int = 1000) -> list[Event | MetricRow]:
+    """Return what was said after number `seq`, events and figures in one order, without a gap."""
+
+    def read(conn: Connection) -> list[Event | MetricRow]:
+        events = select(_events).where(_events.c.job_id == job_id, _events.c.seq > seq).order_by(_events.c.seq).limit(limit)
+        figures = _figures(_metrics.c.job_id == job_id, _metrics.c.seq > seq).order_by(_metrics.c.seq).limit(limit)
+        said: list[Event | MetricRow] = [schema.build(Event, row) for row in conn.execute(events)]
+        said += [MetricRow._make(row) for row in conn.execute(figures)]
+        return sorted(said, key=lambda one: one.seq)[:limit]
+
+    return db.read(read)
+
+
+def _figures(*which: ColumnElement[bool]) -> Select[Any]:
+    return select(_metrics.c.seq, _metrics.c.created_at, _metrics.c.data).where(*which)
 
 
 def points(db: Database, job_id: str) -> list[MetricPoint]:

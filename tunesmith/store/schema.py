@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     D = TypeVar("D", bound=DataclassInstance)
 
 #: The newest revision in migrations/versions.
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 
 metadata: Final = MetaData(
     naming_convention={
@@ -127,9 +127,15 @@ metrics = Table(
     _integer("step"),
     _integer("seq"),
     Column("data", _Json, nullable=False),
+    # When the step was first said, by the database's clock; unknown for some of the oldest.
+    Column("created_at", Double),
+    # Also in `data`; here for lists of jobs, which must not read every step.
+    Column("full_valid_loss", Double),
     PrimaryKeyConstraint("job_id", "step"),
     UniqueConstraint("job_id", "seq"),
 )
+_evaluated = metrics.c.full_valid_loss.is_not(None)
+Index("metrics_job_id_seq_full_index", metrics.c.job_id, metrics.c.seq, sqlite_where=_evaluated, postgresql_where=_evaluated)
 
 row_losses = Table(
     "row_losses",

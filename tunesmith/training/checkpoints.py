@@ -18,6 +18,8 @@ from tunesmith.errors import CheckpointDamaged
 
 MANIFEST = "manifest.json"
 STATE, OPTIMIZER, RNG = "state.json", "optimizer.safetensors", "rng.safetensors"
+#: Files that only a resumed run reads; the rest are the weights.
+FOR_RESUMING = frozenset({STATE, OPTIMIZER, RNG, MANIFEST})
 #: What a sink may add to a checkpoint afterwards: its metrics. Not part of what was written, and nothing is computed from it.
 NOTE = "checkpoint.json"
 
