@@ -1,0 +1,5 @@
+// Before the first paint, so that a page never flashes in the other theme.
+try {
+  const theme = localStorage.getItem("theme");
+  if (theme === "light" || theme === "dark") document.documentElement.dataset.theme = theme;
+} catch {}
