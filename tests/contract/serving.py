@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 import threading
@@ -24,7 +25,7 @@ from tunesmith.domain.jobs import Event, Job
 from tunesmith.domain.runs import MetricPoint
 from tunesmith.domain.specs import ExecutionPlan, ResolvedSpec
 from tunesmith.inference.backend import Backend, Endpoint, Reply, Target
-from tunesmith.services import Context
+from tunesmith.services import Context, diagnoses
 from tunesmith.settings import Settings
 from tunesmith.store import jobs, queue
 from tunesmith.store.files import FileRow
@@ -204,6 +205,12 @@ def succeed(context: Context, job: Job, steps: int = 6, checkpoint_steps: Sequen
     return jobs.finish_succeeded(
         context.db, job.id, job.fence, model=model, checkpoints=rows, result_file=result, events=told, trained_tokens=60
     )  # fmt: skip
+
+
+def diagnose(context: Context, job: Job, *, final: bool = False) -> str:
+    """Store what is to be said of a running job's figures so far, and return its verdict."""
+    found = diagnoses.history(context.db, job.id)
+    return diagnoses.record(context.db, job.id, job.fence, dataclasses.replace(found, finished=final))
 
 
 # --- OpenAI's schema ---

@@ -17,7 +17,7 @@ from tunesmith.errors import InvalidRequest
 from . import serving
 from .serving import KEY, Parrot, Serving
 
-PUBLIC = {("GET", "/healthz"), ("GET", "/login")}
+PUBLIC = {("GET", "/healthz"), ("GET", "/login"), ("POST", "/login")}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def routes(server: Serving) -> list[tuple[str, str]]:
     return sorted((method, route.path or "") for route in found for method in route.methods or ())
 
 
-def test_every_route_but_two_needs_the_key(server: Serving, anyone: httpx.Client) -> None:
+def test_every_route_but_health_and_login_needs_the_key(server: Serving, anyone: httpx.Client) -> None:
     known = routes(server)
     assert len(known) > 20 and set(known) >= PUBLIC and auth.PUBLIC == PUBLIC
     for method, path in known:
@@ -115,8 +115,7 @@ def test_a_login_link_works_once(server: Serving, anyone: httpx.Client) -> None:
     assert (first.status_code, first.headers["location"]) == (303, "/")
     flags = {part.strip().lower() for part in first.headers["set-cookie"].split(";")[1:]}
     assert {"httponly", "samesite=strict", "path=/"} <= flags and not any(flag.startswith("domain") for flag in flags)
-    page = anyone.get("/")
-    assert page.status_code == 200 and f"{server.url}/v1" in page.text
+    assert anyone.get("/v1/models").status_code == 200
     with httpx.Client(base_url=server.url) as second:
         assert second.get("/login", params={"token": token}).status_code == 401
         assert second.get("/").status_code == 401
@@ -140,10 +139,12 @@ def test_a_cookie_changes_things_only_from_our_own_pages(server: Serving, anyone
 
 
 def test_sessions_cannot_be_made_up_or_prolonged(monkeypatch: pytest.MonkeyPatch) -> None:
-    access, other = auth.Access(auth.Key(b"k" * 32)), auth.Access(auth.Key(b"k" * 32))
+    access = auth.Access(auth.Key(b"k" * 32), b"s" * 32)
     session = access.redeem(access.mint_login())
     expires, _, signature = session.partition(".")
-    assert access.accepts_session(session) and not other.accepts_session(session)
+    assert access.accepts_session(session)
+    for other in (auth.Access(auth.Key(b"k" * 32), b"t" * 32), auth.Access(auth.Key(b"l" * 32), b"s" * 32)):
+        assert not other.accepts_session(session)
     for forged in ("", ".", expires, f"{int(expires) + 1}.{signature}", f"{expires}.{'0' * 64}", f"{expires}.é"):
         assert not access.accepts_session(forged)
     monkeypatch.setattr(auth.time, "time", lambda: int(expires) + 1)
@@ -151,19 +152,49 @@ def test_sessions_cannot_be_made_up_or_prolonged(monkeypatch: pytest.MonkeyPatch
 
 
 def test_only_the_newest_login_links_are_good() -> None:
-    access = auth.Access(auth.Key(b"k" * 32))
+    access = auth.Access(auth.Key(b"k" * 32), b"s" * 32)
     tokens = [access.mint_login() for _ in range(17)]
     with pytest.raises(auth.AuthenticationFailed):
         access.redeem(tokens[0])
     assert access.accepts_session(access.redeem(tokens[1]))
 
 
-def test_the_first_page_shows_jobs_as_text(server: Serving) -> None:
-    with server.http() as http:
-        training = http.post("/v1/files", files={"file": ("t", serving.TRAIN)}, data={"purpose": "fine-tune"}).json()["id"]
-        job = http.post("/v1/fine_tuning/jobs", json={"model": serving.BASE, "training_file": training}).json()["id"]
-        page = http.get("/")
-    assert job in page.text and "validating_files" in page.text and page.headers["content-security-policy"].startswith("default-src 'none'")
+def test_a_session_outlives_the_server(tmp_path: Path) -> None:
+    deployment = serving.settings(tmp_path)
+    cookies = {}
+    for life in range(2):
+        with serving.serve(deployment, Parrot()) as running, httpx.Client(base_url=running.url, cookies=cookies) as browser:
+            if life == 0:
+                browser.post("/login", data={"key": KEY})
+            assert browser.get("/v1/models").status_code == 200
+            cookies = dict(browser.cookies)
+    assert (deployment.data_dir / "session_secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_browser_is_sent_to_log_in_and_back(server: Serving, anyone: httpx.Client) -> None:
+    asked = anyone.get("/jobs/ftjob-1?x=epoch&log=1", headers={"accept": "text/html,*/*"})
+    assert (asked.status_code, asked.headers["location"]) == (303, "/login?next=%2Fjobs%2Fftjob-1%3Fx%3Depoch%26log%3D1")
+    form = anyone.get(asked.headers["location"])
+    assert form.status_code == 200 and 'value="/jobs/ftjob-1?x=epoch&amp;log=1"' in form.text
+    policy = form.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "script-src 'self'" in policy
+    assert anyone.post("/v1/files", headers={"accept": "text/html"}).status_code == 401
+    done = anyone.post("/login", data={"key": KEY, "next": "/jobs/ftjob-1?x=epoch&log=1"})
+    assert (done.status_code, done.headers["location"]) == (303, "/jobs/ftjob-1?x=epoch&log=1")
+    assert anyone.get("/v1/models").status_code == 200
+
+
+@pytest.mark.parametrize("next", ["//evil.example", "/\\evil.example", "https://evil.example", "javascript:alert(1)", "", "/a\nb"])
+def test_logging_in_leads_nowhere_else(anyone: httpx.Client, next: str) -> None:
+    assert anyone.post("/login", data={"key": KEY, "next": next}).headers["location"] == "/"
+
+
+@pytest.mark.parametrize("body", [b"key=wrong", b"", b"key=", b"\xff\xfe", b"a=1&b=2&c=3", b"key=%00"])
+def test_a_wrong_key_opens_nothing(anyone: httpx.Client, body: bytes) -> None:
+    answer = anyone.post("/login", content=body, headers={"content-type": "application/x-www-form-urlencoded"})
+    assert answer.status_code == 401 and "not the server&#x27;s API key" in answer.text and "set-cookie" not in answer.headers
+    answer = anyone.get("/login", params={"token": "<script>", "next": '"><script>'}, headers={"accept": "text/html"})
+    assert answer.status_code == 401 and "used before" in answer.text and "<script>" not in answer.text
 
 
 def test_a_key_is_made_once_and_only_its_digest_kept(tmp_path: Path) -> None:
@@ -173,7 +204,7 @@ def test_a_key_is_made_once_and_only_its_digest_kept(tmp_path: Path) -> None:
     path = deployment.data_dir / "api_key.sha256"
     assert path.stat().st_mode & 0o777 == 0o600 and deployment.data_dir.stat().st_mode & 0o777 == 0o700
     assert path.read_text().strip() == hashlib.sha256(first.plain.encode()).hexdigest()
-    assert auth.Access(second).accepts_key(first.plain.encode()) and first.plain not in repr(first)
+    assert auth.Access(second, b"s" * 32).accepts_key(first.plain.encode()) and first.plain not in repr(first)
 
 
 def test_servers_that_start_together_agree_on_the_key(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 
 from tunesmith.api import shown
-from tunesmith.api.views import StreamEvent
 from tunesmith.domain.jobs import TERMINAL, Event
 from tunesmith.errors import TunesmithError
 from tunesmith.services import Context
@@ -154,7 +153,7 @@ class _Tail:
 def _numbered(one: Event | MetricRow) -> bytes:
     if isinstance(one, MetricRow):
         return _encoded("metric", shown.metric(one), one.seq)
-    return _encoded("event", StreamEvent(**StreamEvent.of(one).model_dump(), seq=one.seq), one.seq)
+    return _encoded("event", shown.event(one), one.seq)
 
 
 def _encoded(name: str, what: BaseModel, seq: int | None = None) -> bytes:

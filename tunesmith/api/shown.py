@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from tunesmith.api import schemas, views
-from tunesmith.domain.jobs import Job
+from tunesmith.domain.jobs import Event, Job
 from tunesmith.errors import FileNotFound
 from tunesmith.services import Context
 from tunesmith.services.models import Described, organization_id
@@ -49,6 +49,11 @@ def overview(found: JobOverview, waiting: Sequence[str]) -> views.JobOverview:
 def metric(row: MetricRow) -> views.Metric:
     """Show one step's figures."""
     return views.Metric(seq=row.seq, created_at=row.created_at, data=views.MetricData(**row.data))
+
+
+def event(said: Event) -> views.StreamEvent:
+    """Show an event with its place in the job's sequence."""
+    return views.StreamEvent(**schemas.Event.of(said).model_dump(), seq=said.seq)
 
 
 def diagnosis(job: Job, found: Mapping[str, Any]) -> views.Diagnosis:

@@ -190,6 +190,15 @@ class Diagnosis(BaseModel):
     cannot_tell: list[str]
 
 
+class Streamed(BaseModel):
+    """What the events of a job's stream carry, by their name."""
+
+    metric: Metric
+    event: StreamEvent
+    job: Run
+    diagnosis: Diagnosis
+
+
 class UsedBy(BaseModel):
     """A job that names a file or model."""
 

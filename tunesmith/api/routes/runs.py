@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from tunesmith.api import shown
 from tunesmith.api.dependencies import Services
 from tunesmith.api.live import Live
-from tunesmith.api.views import Diagnosis, JobOverviewList, MetricList, Run
+from tunesmith.api.views import Diagnosis, JobOverviewList, MetricList, Run, Streamed
 from tunesmith.domain.jobs import Status
 from tunesmith.errors import InvalidRequest, NotFound
 from tunesmith.services import curves
@@ -89,7 +89,7 @@ def list_metrics(
     return MetricList(data=[shown.metric(row) for row in kept], next=newest, has_more=False)
 
 
-@router.get("/{job_id}/stream")
+@router.get("/{job_id}/stream", response_class=StreamingResponse, responses={200: {"model": Streamed}})
 def stream(
     job_id: str, request: Request, context: Services, after: Seq = 0, last_event_id: Annotated[str, Header()] = ""
 ) -> StreamingResponse:
