@@ -76,9 +76,9 @@ function Row({ job }: { job: JobOverview }) {
         <Link to={`/jobs/${job.id}`} class="clip" title={job.fine_tuned_model ?? name}>{name}</Link>
         <Clip text={job.model} class="muted small" />
       </td>
-      <td role="cell" class="spark"><Sparkline points={job.losses} /></td>
-      <td role="cell" class="losses nowrap"><Gain base={job.base_loss} now={job.loss} /></td>
-      <td role="cell" class="verdict"><Verdict job={job} /></td>
+      <td role="cell" class={job.losses.length ? "spark" : "none"}><Sparkline points={job.losses} /></td>
+      <td role="cell" class={`nowrap ${job.losses.length ? "losses" : "none"}`}><Gain base={job.base_loss} now={job.loss} /></td>
+      <td role="cell" class={`verdict ${job.error ?? job.verdict ? "" : "none"}`}><Verdict job={job} /></td>
       <td role="cell" class="time nowrap">
         <Time at={job.created_at} />
         <div class="muted small">{took(job)}</div>
@@ -112,10 +112,9 @@ function Gain({ base, now }: { base: number | null; now: number | null }) {
 function Verdict({ job }: { job: JobOverview }) {
   const text = job.error ?? job.verdict;
   if (!text) return <span class="muted">{TERMINAL.includes(job.status) ? "–" : "Not yet"}</span>;
-  const severity = job.error ? "critical" : job.severity;
   return (
     <div class="verdict-text" title={text}>
-      {severity && severity !== "info" && <><Badge of={severity} /> </>}
+      {!job.error && job.severity && job.severity !== "info" && <><Badge of={job.severity} /> </>}
       {text}
     </div>
   );
