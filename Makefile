@@ -6,14 +6,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
+DASHBOARD := tunesmith/dashboard/dist/index.html
 WAIT ?= 1
 
-.PHONY: help install demo test lint types drills bench bench-quality bench-diagnosis docs clean
+.PHONY: help install dashboard demo test lint types drills bench bench-quality bench-diagnosis docs clean
 
 help: ## Say what can be made.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
-install: $(STAMP) $(KERNELS) ## Make the environment in .venv: package, tools, the small model, training's C++ kernels.
+install: $(STAMP) $(KERNELS) $(DASHBOARD) ## Make the environment in .venv: package, tools, the small model, training's C++ kernels, the dashboard.
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
@@ -34,10 +35,20 @@ $(KERNELS): $(STAMP) tunesmith/training/kernels/build.py $(wildcard tunesmith/tr
 	@$(BIN)/python -m tunesmith.training.kernels.build
 	@touch $@
 
+# Node comes from PATH, or else from a wheel. Without the registry this says so and goes on: the API serves without its dashboard.
+$(DASHBOARD): $(STAMP) web/build.py web/package-lock.json $(shell find web/src web/public web/index.html web/*.ts web/tsconfig.json -type f ! -name schema.ts) \
+		$(shell find tunesmith/api tunesmith/domain -name '*.py')
+	@echo "==> Building the dashboard"
+	@$(BIN)/python web/build.py || echo "    Tunesmith works without it. make dashboard tries again."
+
+dashboard: $(STAMP) ## Build the dashboard (web/) into tunesmith/dashboard/dist.
+	@$(BIN)/python web/build.py
+
 demo: install ## Fine-tune the bundled example through the real server; WAIT=0 ends instead of keeping the server up.
 	@exec $(BIN)/tunesmith demo --data-dir .demo $(if $(filter 0,$(WAIT)),--no-wait,)
 
 test: install lint types ## Everything CI runs.
+	@$(BIN)/python tests/browser/chromium.py
 	@echo "==> Tests"
 	@$(BIN)/python -m pytest -q --durations=10
 
@@ -69,4 +80,4 @@ docs: install ## Make the generated pages of docs/ again.
 	@$(BIN)/python docs/generate.py
 
 clean: ## Delete the environment and the demo's data.
-	rm -rf $(VENV) .demo build *.egg-info
+	rm -rf $(VENV) .demo build *.egg-info web/node_modules tunesmith/dashboard

@@ -116,7 +116,8 @@ def test_our_own_view_of_a_job(server: Serving, http: httpx.Client) -> None:
     asked = {"model": BASE, "training_file": training["id"], "hyperparameters": {"n_epochs": 2}, "seed": 5}
     job = call(http, "POST", "/fine_tuning/jobs", json=asked)["id"]
     before = http.get(f"/api/jobs/{job}").json()
-    assert before == {"id": job, "status": "validating_files", "asked": {"n_epochs": 2}, "resolved": None, "reasons": {}, "plan": None}
+    here = {"id": job, "status": "validating_files", "asked": {"n_epochs": 2}, "resolved": None, "reasons": {}, "plan": None}
+    assert before == before | here and before["request"] == "run" and before["job"] == call(http, "GET", f"/fine_tuning/jobs/{job}")
     while serving.validate(server.context).id != job:
         pass
     while (running := serving.begin(server.context)).id != job:

@@ -22,14 +22,15 @@ _Bucket = list[tuple[float, MetricRow] | None]
 
 
 class Thinned:
-    """At most `max_points` of the rows it is given.
+    """At most `max_points` of the rows it is given, whose steps are `first_step` and later.
 
     Steps fall into buckets of 2^k steps; of each bucket the rows with the least and the greatest value of each series stay. When there
     are too many buckets k grows by one and neighbours merge, which keeps a part of the rows that were kept before and adds none. So more
     rows never change what is kept of the complete buckets before them.
     """
 
-    def __init__(self, max_points: int) -> None:
+    def __init__(self, max_points: int, first_step: int = 0) -> None:
+        self._first_step = first_step
         self._max_buckets = max(1, (max_points - _ALWAYS_KEPT) // (2 * len(SERIES)))
         self._shift = 0
         self._buckets: dict[int, _Bucket] = {}
@@ -44,7 +45,7 @@ class Thinned:
     def add(self, row: MetricRow) -> None:
         """Take the next row; steps never go back."""
         data = row.data
-        step: int = data["step"]
+        step: int = data["step"] - self._first_step
         while step >> self._shift >= self._max_buckets:
             self._coarsen()
         bucket = self._buckets.get(step >> self._shift)
@@ -98,7 +99,7 @@ def _merge(first: _Bucket, second: _Bucket) -> _Bucket:
 
 def between(db: Database, job_id: str, first_step: int, last_step: int, max_points: int) -> list[MetricRow]:
     """Return the figures of some steps, thinned."""
-    thinned = Thinned(max_points)
+    thinned = Thinned(max_points, first_step)
     for row in records.metrics_between(db, job_id, first_step, last_step):
         thinned.add(row)
     return thinned.rows()
