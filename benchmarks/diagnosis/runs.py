@@ -27,6 +27,7 @@ from tunesmith.services import bases
 from tunesmith.settings import Settings
 from tunesmith.training import data, evaluation, lora, model
 from tunesmith.training.network import Network
+from tunesmith.training.tokenizer import load_tokenizer
 
 _MODEL, _LENGTH = "smollm2-135m-instruct", 512
 
@@ -107,7 +108,7 @@ def _load(run: tunesmith.Run, is_base: bool) -> tuple[Network, Any]:
     network = Network(model.load_base(base, getattr(torch, spec.plan.dtype), "cpu"), spec, spec.plan)
     if not is_base:
         lora.load_adapter(network.model, run.model_directories()[1])  # type: ignore[arg-type]
-    return network, model.load_tokenizer(base)
+    return network, load_tokenizer(base)
 
 
 def _short(point: dict[str, Any]) -> dict[str, Any]:

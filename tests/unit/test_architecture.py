@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "store": {"domain", "errors"},
     "diagnosis": {"domain"},
     "training": {"domain", "errors", "processes", "hardware"},
-    "inference": {"domain", "errors", "processes", "hardware", "training.model"},
+    "inference": {"domain", "errors", "processes", "hardware", "training.model", "training.tokenizer"},
     "services": {
         "store",
         "diagnosis",

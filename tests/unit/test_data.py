@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tunesmith.domain import chat, datasets
 from tunesmith.errors import DataError, InvalidRequest
-from tunesmith.training import data, model
+from tunesmith.training import data
+from tunesmith.training.tokenizer import load_tokenizer
 
 from ..conftest import write_chat
 
@@ -39,12 +40,12 @@ FORGETFUL = (
 
 @pytest.fixture(scope="module")
 def real(smollm2: Path) -> Any:
-    return model.load_tokenizer(smollm2)
+    return load_tokenizer(smollm2)
 
 
 @pytest.fixture
 def small(tiny: Path) -> Any:
-    return model.load_tokenizer(tiny)
+    return load_tokenizer(tiny)
 
 
 def say(role: str, content: object, **more: object) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from tunesmith.store import bases
 from tunesmith.training import batching, checkpoints, data, defaults, evaluation, loop, lora, model
 from tunesmith.training import plan as planning
 from tunesmith.training.network import Network
+from tunesmith.training.tokenizer import load_tokenizer
 
 from ..conftest import write_chat
 
@@ -106,7 +107,7 @@ def test_first_twenty_losses_equal_a_plain_loop(
         make_wide(reference)
     parameters = [p for p in reference.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=0.0)
-    examples = data.load(letters[0], model.load_tokenizer(tiny), spec.max_length).examples
+    examples = data.load(letters[0], load_tokenizer(tiny), spec.max_length).examples
     for point in sink.points:
         rows = [examples[i] for i in batching.rows_of_step(len(examples), 4, spec.seed, point.step)]
         optimizer.zero_grad()
@@ -131,7 +132,7 @@ def test_figures_are_sums_over_tokens(tiny: Path, letters: tuple[Path, Path], tm
     assert [point.step for point in sink.points] == list(range(21))
     base = sink.points[0]
     assert base.train_loss is None and base.full_valid_loss is not None and base.epoch == 0.0
-    tokenizer = model.load_tokenizer(tiny)
+    tokenizer = load_tokenizer(tiny)
     validation = data.load(letters[1], tokenizer, 512, "validation").examples
     plan = sink.spec.plan  # type: ignore[union-attr]
     assert plan is not None
@@ -233,7 +234,7 @@ def test_divergence_is_said_with_advice(tiny: Path, letters: tuple[Path, Path], 
     with torch.no_grad():
         network.model.layers[0].mlp.up_proj.weight.fill_(math.inf)
     network.save_pretrained(broken)
-    model.load_tokenizer(tiny).save_pretrained(broken)
+    load_tokenizer(tiny).save_pretrained(broken)
     with pytest.raises(TrainingFailed, match=r"Step 1: the training loss is nan.*lower learning_rate_multiplier") as caught:
         train(broken, (letters[0], None), tmp_path / "run", n_steps=2)
     assert caught.value.code == "non_finite"
@@ -249,7 +250,7 @@ def test_long_and_targetless_rows_are_counted_aloud(tiny: Path, tmp_path: Path) 
 
 
 def test_a_split_is_seeded_and_disjoint(tiny: Path, letters: tuple[Path, Path], tmp_path: Path) -> None:
-    dataset = data.load(letters[0], model.load_tokenizer(tiny), 512)
+    dataset = data.load(letters[0], load_tokenizer(tiny), 512)
     training, validation = data.split(dataset, 0.8, seed=1)
     lines = [{example.line for example in part.examples} for part in (training, validation)]
     assert len(lines[0]) == 32 and len(lines[1]) == 8 and not lines[0] & lines[1]

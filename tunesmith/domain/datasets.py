@@ -59,10 +59,10 @@ class Inspection:
     num_errors: int = 0
 
 
-def inspect(lines: Iterable[bytes], most_listed: int) -> Inspection:
-    """Check every line of a file, and list the errors of up to `most_listed`."""
+def inspect(lines: Iterable[bytes], most_listed: int, first: int = 1) -> Inspection:
+    """Check every line of a file, or of a part from line `first` on, and list the errors of up to `most_listed`."""
     found = Inspection()
-    for number, line in _numbered(lines):
+    for number, line in _numbered(lines, first):
         found.num_examples += 1
         try:
             row = _parse(line, number)
@@ -98,9 +98,9 @@ def check_size(num_examples: int, role: Role) -> None:
         raise _error(words, "invalid_n_examples", role)
 
 
-def read(lines: Iterable[bytes]) -> Iterator[Example]:
-    """Yield the examples of a file that `check` accepted."""
-    for number, line in _numbered(lines):
+def read(lines: Iterable[bytes], first: int = 1) -> Iterator[Example]:
+    """Yield the examples of a file that `check` accepted, or of a part from line `first` on."""
+    for number, line in _numbered(lines, first):
         row = _parse(line, number)
         if "messages" in row:
             tools = row.get("tools") or [{"type": "function", "function": function} for function in row.get("functions") or []]
@@ -143,10 +143,10 @@ def _check_row(row: Mapping[str, Any], number: int, kind: Format, expected: Form
         _check_completion(row, number)
 
 
-def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+def _numbered(lines: Iterable[bytes], first: int) -> Iterator[tuple[int, bytes]]:
     """Yield (line number, line) without a leading byte order mark and without blank lines at the end."""
     blanks = range(0)
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, first):
         text = stripped(line, number)
         if not text:
             blanks = range(blanks.start if blanks else number, number + 1)

@@ -24,6 +24,7 @@ from tunesmith.inference.engine import Engine, Generation, Reason
 from tunesmith.inference.sampling import Token
 from tunesmith.inference.text import Answer, Detokenizer, Piece, Vocabulary
 from tunesmith.training import model as training_model
+from tunesmith.training.tokenizer import load_tokenizer
 
 Message = Mapping[str, Any]
 Request = requests.ChatRequest | requests.CompletionRequest
@@ -40,7 +41,7 @@ def load(base_directory: Path, adapter_directory: Path | None = None) -> Model:
     dtype = torch.bfloat16 if training_model.native_bfloat16() else torch.float32
     network = training_model.load_base(base_directory, dtype, "cuda" if torch.cuda.is_available() else "cpu")
     weights.lay_out(network)
-    model = Model(network, training_model.load_tokenizer(base_directory))
+    model = Model(network, load_tokenizer(base_directory))
     if adapter_directory is not None:
         model.adapter = model.engine.adapters.load(adapter_directory)
     return model

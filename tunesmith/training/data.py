@@ -56,6 +56,16 @@ class Dataset:
         """Tokens of one pass."""
         return sum(len(example) for example in self.examples)
 
+    def add(self, example: TokenizedExample, max_length: int) -> None:
+        """Take an example, cut at the end where it is longer; one that is left without target tokens is dropped."""
+        if len(example) > max_length:
+            self.truncated_lines.append(example.line)
+            example = TokenizedExample(example.line, example.ids_T[:max_length], example.is_target_T[:max_length])
+        if example.num_targets:
+            self.examples.append(example)
+        else:
+            self.dropped_lines.append(example.line)
+
 
 def load_all(
     training_file: Path, validation_file: Path | None, tokenizer: Any, spec: ResolvedSpec, sink: RunSink
@@ -100,17 +110,9 @@ def load(path: Path, tokenizer: Any, max_length: int, role: datasets.Role = "tra
     with path.open("rb") as file:
         for example in datasets.read(file):
             try:
-                tokenized = renderer.tokenize(example)
+                dataset.add(renderer.tokenize(example), max_length)
             except InvalidRequest as error:
                 errors.append(error.message)
-                continue
-            if len(tokenized) > max_length:
-                dataset.truncated_lines.append(example.line)
-                tokenized = TokenizedExample(example.line, tokenized.ids_T[:max_length], tokenized.is_target_T[:max_length])
-            if tokenized.num_targets:
-                dataset.examples.append(tokenized)
-            else:
-                dataset.dropped_lines.append(example.line)
     if errors:
         cause = f"a file format error in the {role} file"
         raise datasets.invalid(errors[: datasets.MAX_LISTED_ERRORS], len(errors), role, "invalid_file_format", cause)
@@ -183,7 +185,8 @@ class Renderer:
                 continue
             so_far = messages[: position + shift]
             before = self._render(so_far, tools, example.line, generation=True) if so_far else self._opening(whole, example.line)
-            through = self._render(messages[: position + shift + 1], tools, example.line)
+            is_last = position == len(example.messages) - 1
+            through = whole if is_last else self._render(messages[: position + shift + 1], tools, example.line)
             if not (whole.startswith(before) and whole.startswith(through) and done <= len(before) <= len(through)):
                 raise InvalidRequest(
                     f"Example {example.line}, message {position + 1}: the model's chat template renders this answer differently "

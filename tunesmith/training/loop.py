@@ -29,6 +29,7 @@ from tunesmith.training import batching, checkpoints, data, evaluation, lora, me
 from tunesmith.training import plan as planning
 from tunesmith.training.data import TokenizedExample
 from tunesmith.training.network import Network
+from tunesmith.training.tokenizer import load_tokenizer
 
 _T = TypeVar("_T")
 #: Most full evaluations of a run; epoch ends beyond it are thinned out evenly, the last step always has one.
@@ -108,7 +109,7 @@ class _Run:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.manual_seed(spec.seed)
 
-        self.tokenizer = model.load_tokenizer(order.base)
+        self.tokenizer = load_tokenizer(order.base)
         self.training, self.validation = data.load_all(order.training_file, order.validation_file, self.tokenizer, spec, sink)
         self.per_epoch = batching.steps_per_epoch(len(self.training), spec.examples_per_step)
         self.total_steps = spec.total_steps(len(self.training))

@@ -1,4 +1,4 @@
-"""Load a base model and its tokenizer, save one that was tuned in full. Knows no data and no optimizer."""
+"""Load a base model, save one that was tuned in full. Knows no data and no optimizer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from torch import nn
 
 from tunesmith import hardware
 from tunesmith.errors import InvalidRequest
-
-#: A model directory is data: nothing in it is run, nothing is fetched.
-_PLAIN: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+from tunesmith.training.tokenizer import PLAIN
 
 
 def native_bfloat16() -> bool:
@@ -31,7 +29,7 @@ def load_base(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
     """
     try:
         network, report = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True, output_loading_info=True, **_PLAIN
+            directory, dtype=dtype, use_safetensors=True, output_loading_info=True, **PLAIN
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise InvalidRequest(f"Base model {directory.name!r} cannot be loaded: {' '.join(str(error).split())}") from error
@@ -40,14 +38,6 @@ def load_base(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
     # eval(): the base's own dropout, where it has any, stays off; LoRA has a dropout of its own.
     loaded: nn.Module = network.to(device).eval()
     return loaded
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """Load the tokenizer that belongs to a base. Raises: InvalidRequest."""
-    try:
-        return transformers.AutoTokenizer.from_pretrained(directory, **_PLAIN)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InvalidRequest(f"Base model {directory.name!r}: its tokenizer cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -30,7 +30,9 @@ class Lines(StreamingResponse):
 @router.get("/hyperparameters")
 def list_hyperparameters() -> list[HyperparameterInfo]:
     """List the hyperparameters: what each means, accepts, and is when it is not asked for."""
-    told = [asdict(h) | {"kind": h.kind.__name__, "accepted": h.accepted, "default": h.api_default, "nullable": h.none} for h in HYPERPARAMETERS]
+    told = [
+        asdict(h) | {"kind": h.kind.__name__, "accepted": h.accepted, "default": h.api_default, "nullable": h.none} for h in HYPERPARAMETERS
+    ]
     return [HyperparameterInfo.model_validate(row) for row in told]
 
 
