@@ -184,6 +184,11 @@ def succeed(context: Context, job: Job, steps: int = 6, checkpoint_steps: Sequen
     """Train a running job to its end: metrics, checkpoints, result file, model."""
     curve = points(steps)
     jobs.record(context.db, job.id, job.fence, points=curve, events=[point.event() for point in curve])
+    return finish(context, job, checkpoint_steps)
+
+
+def finish(context: Context, job: Job, checkpoint_steps: Sequence[int]) -> Job:
+    """End a running job well: checkpoints, result file, model."""
     name = models.fine_tuned_name(job.model, context.settings.organization, job.suffix)
     rows = []
     for step in checkpoint_steps:
@@ -201,7 +206,7 @@ def succeed(context: Context, job: Job, steps: int = 6, checkpoint_steps: Sequen
         result = FileRow(ids.new(ids.FILE), len(csv), int(time.time()), "step_metrics.csv", "fine-tune-results", temp.sha256)
         context.blobs.commit(temp, result.id)
     told = [Event(f"New fine-tuned model created: {name}", "model"), Event("The job has successfully completed", "succeeded")]
-    model = ModelRow(name, job.id, job.model, steps, rows[-1].directory, "lora", int(time.time()))
+    model = ModelRow(name, job.id, job.model, checkpoint_steps[-1], rows[-1].directory, "lora", int(time.time()))
     return jobs.finish_succeeded(
         context.db, job.id, job.fence, model=model, checkpoints=rows, result_file=result, events=told, trained_tokens=60
     )  # fmt: skip

@@ -94,5 +94,5 @@ def _steps(conn: Connection, ids: Sequence[str]) -> Mapping[str, tuple[int, int]
 
 def _said(conn: Connection, ids: Sequence[str]) -> Mapping[str, tuple[str, str | None]]:
     data = _diagnoses.c.data
-    query = select(_diagnoses.c.job_id, data["verdict"].as_string(), data[("findings", "0", "severity")].as_string())
+    query = select(_diagnoses.c.job_id, data["verdict"].as_string(), data[("findings", 0, "severity")].as_string())
     return {job_id: (verdict, severity) for job_id, verdict, severity in conn.execute(query.where(_diagnoses.c.job_id.in_(ids)))}

@@ -26,7 +26,7 @@ _IN_MEMORY = 2**25
 def list_files(
     context: Services,
     after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     purpose: str | None = None,
     q: Annotated[str, Query(max_length=200)] = "",
 ) -> FileOverviewList:

@@ -25,7 +25,7 @@ _LAST_STEP = 2**63 - 1
 def list_jobs(
     context: Services,
     after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     status: Status | None = None,
     q: Annotated[str, Query(max_length=200)] = "",
 ) -> JobOverviewList:
