@@ -1,0 +1,54 @@
+// What the form asks for, read from the page's URL (hyperparameters by their names), and the same in code.
+import type { CreateJob, HyperparameterInfo } from "../../api/client";
+import { query } from "../../router";
+
+export type Validation = "none" | "file" | "split";
+
+export function validation(): Validation {
+  const given = query.value;
+  return (given.get("validation") as Validation | null) ?? (given.has("validation_file") ? "file" : given.has("training_split") ? "split" : "none");
+}
+
+/** Return the body of POST /v1/fine_tuning/jobs. */
+export function request(table: readonly HyperparameterInfo[], model: string): CreateJob {
+  const how = validation();
+  const given = (name: string) => query.value.get(name) || undefined;
+  const used = table.filter(({ name }) => given(name) && (name !== "training_split" || how === "split"));
+  const { seed, ...hyperparameters } = Object.fromEntries(used.map((info) => [info.name, typed(info, given(info.name)!)]));
+  return {
+    model: given("model") ?? model,
+    training_file: given("training_file") ?? "",
+    validation_file: how === "file" ? given("validation_file") : undefined,
+    suffix: given("suffix"),
+    seed: seed as number | undefined,
+    method: Object.keys(hyperparameters).length ? { type: "supervised", supervised: { hyperparameters } } : undefined,
+  };
+}
+
+/** Text as the value it stands for; what stands for none goes as it is, so that the server says what it accepts. */
+function typed({ kind, nullable }: HyperparameterInfo, text: string): unknown {
+  if (nullable && /^\s*(null|none)\s*$/i.test(text)) return null;
+  if (kind === "bool" && /^(true|false)$/.test(text)) return text === "true";
+  const value = text.trim() ? Number(text) : NaN;
+  return kind !== "str" && Number.isFinite(value) ? value : text;
+}
+
+const PYTHON: Record<string, string> = { null: "None", true: "True", false: "False" };
+/** A string of JSON is one of Python too. */
+const literal = (value: unknown): string => JSON.stringify(value, null, 4).replace(/"(?:[^"\\]|\\.)*"|null|true|false/g, (token) => PYTHON[token] ?? token);
+
+export function python(body: CreateJob): string {
+  const given = Object.entries(body).filter(([, value]) => value !== undefined);
+  return `from openai import OpenAI
+
+client = OpenAI(base_url="${location.origin}/v1")  # the key: OPENAI_API_KEY
+job = client.fine_tuning.jobs.create(
+${given.map(([name, value]) => `    ${name}=${literal(value).replaceAll("\n", "\n    ")},`).join("\n")}
+)
+print(job.id)`;
+}
+
+export const curl = (body: CreateJob): string => `curl ${location.origin}/v1/fine_tuning/jobs \\
+  -H "Authorization: Bearer $OPENAI_API_KEY" \\
+  -H "Content-Type: application/json" \\
+  -d '${JSON.stringify(body, null, 2).replaceAll("'", "'\\''")}'`;
