@@ -30,6 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "diagnosis": {"domain"},
     "training": {"domain", "errors", "processes", "hardware"},
     "inference": {"domain", "errors", "processes", "hardware", "training.model", "training.tokenizer"},
+    "reports": {"diagnosis", "domain", "errors", "processes", "hardware", "training.data", "training.tokenizer"},
     "services": {
         "store",
         "diagnosis",
@@ -133,6 +134,8 @@ LATE = {
     "conversation": {"inference.chat"},
     "doctor": {"training.plan"},
     "store.database": {"store.migrations.upgrade"},  # alembic
+    "reports.check": {"diagnosis.dataset"},  # numpy
+    "reports.child": {"training.tokenizer"},  # transformers
 }
 #: Who reads the environment: the settings; what is passed to children; the demo, which hands its TUNESMITH_* on; the compiler's name.
 ENVIRONMENT = {"settings", "processes", "demo", "training.kernels.build"}

@@ -285,10 +285,14 @@ class LineError(BaseModel):
 
 
 class TokenFigures(BaseModel):
-    """How long the rows are under a model's template, in tokens; `of_rows` of `rows` were looked at."""
+    """How long the rows are under a model's template, in tokens; `of_rows` of `rows` were looked at, and counts are of those.
+
+    `mean`, `median`, `p95`, `max` and the histogram are of whole rows, before those longer than `max_length` are cut.
+    """
 
     of_rows: int
     rows: int
+    #: Of one pass over all rows, cut where they are too long; scaled up where only some were looked at.
     total: int
     target: int
     mean: float
@@ -300,6 +304,7 @@ class TokenFigures(BaseModel):
     counts: list[int]
     max_length: int
     truncated: int
+    #: Left without a target token.
     dropped: int
 
 
@@ -316,8 +321,10 @@ class DataReport(BaseModel):
     errors: list[LineError]
     num_errors: int
     tokens: TokenFigures | None
-    #: Duplicates, leakage, contradictions and the like; None until they were looked for.
+    #: Duplicates, leakage, contradictions and the like, the gravest first; None until they were looked for.
     findings: list[Finding] | None
+    #: Why something is missing that was asked for.
+    notes: list[str]
 
 
 class Span(BaseModel):
@@ -332,8 +339,11 @@ class RenderedRow(BaseModel):
     """A row as the model will see it; `error` instead where it cannot be rendered."""
 
     line: int
+    #: Up to `max_length` tokens.
     spans: list[Span]
+    #: Before it was cut.
     num_tokens: int
+    #: Of those that are left.
     num_targets: int
     truncated: bool
     error: str | None
@@ -344,6 +354,7 @@ class RenderedRows(BaseModel):
 
     data: list[RenderedRow]
     total: int
+    max_length: int
 
 
 class FileRow(BaseModel):
@@ -355,7 +366,7 @@ class FileRow(BaseModel):
 
 
 class FileRows(BaseModel):
-    """Some lines of a file."""
+    """Some lines of a file; fewer than were asked for where they are long. `total` counts all of it, blank ones at the end aside."""
 
     data: list[FileRow]
     total: int

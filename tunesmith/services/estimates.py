@@ -43,34 +43,39 @@ def resolve(context: Context, new: job_services.NewJob) -> Resolution:
     Raises: InvalidRequest with the parameter that is wrong; Unavailable for a base that is not on disk yet and not in the catalogue.
     """
     asked, seed = job_services.check(context, new)
-    facts, adapter = _facts(context, asked.model)
-    num_rows = rows.count(context, new.training_file)
-    num_validation = rows.count(context, new.validation_file) if new.validation_file else 0
-    spec = defaults.resolve(asked, facts, defaults.DataFacts(num_rows, num_validation), adapter, seed=seed)
+    known = facts(context, asked.model)
+    if known is None:
+        words = f"The weights of '{asked.model}' are not on this server yet, so nothing can be said of a job on it."
+        raise Unavailable(f"{words} Hint: they are fetched when it is first used; create the job, or ask the model something.")
+    about, adapter = known
+    num_rows, num_validation = (_num_rows(context, file) for file in (new.training_file, new.validation_file))
+    spec = defaults.resolve(asked, about, defaults.DataFacts(num_rows, num_validation), adapter, seed=seed)
     num_training = num_rows
     if spec.training_split is not None and not new.validation_file and num_rows > 1:
         num_training = training_rows(num_rows, spec.training_split)
         num_validation = num_rows - num_training
     estimate = Estimate(None, "not reckoned yet", None, "not reckoned yet")
-    return Resolution(spec, defaults.warnings(spec, facts), num_training, num_validation, spec.total_steps(num_training), estimate)
+    return Resolution(spec, defaults.warnings(spec, about), num_training, num_validation, spec.total_steps(num_training), estimate)
 
 
-def _facts(context: Context, name: str) -> tuple[ModelFacts, defaults.AdapterFacts | None]:
-    entry = domain.CATALOGUE.get(name)
+def _num_rows(context: Context, file_id: str | None) -> int:
+    if file_id is None:
+        return 0
+    with context.blobs.open(file_id) as file:
+        return rows.find(file)[1]
+
+
+def facts(context: Context, name: str) -> tuple[ModelFacts, defaults.AdapterFacts | None] | None:
+    """Return what is known of a model, and of its adapter if it has one; None for a base neither on disk nor in the catalogue."""
     if _is_here(context, name):
         start = bases.start(context, name)
         adapter = defaults.AdapterFacts(name, start.adapter_rank, start.adapter_alpha) if start.adapter else None
         return base_store.facts(start.base), adapter
-    if entry is not None:
-        return entry.facts, None
-    raise Unavailable(
-        f"The weights of '{name}' are not on this server yet, so that nothing can be said of a job on it. "
-        "Hint: they are fetched when it is first used; create the job, or ask the model something."
-    )
+    return (domain.CATALOGUE[name].facts, None) if name in domain.CATALOGUE else None
 
 
 def _is_here(context: Context, name: str) -> bool:
-    """Say whether all that training of `name` starts from is on disk."""
+    """Say whether all that training of `name` starts from is on disk, or never will be."""
     try:
         row = models.get(context.db, name)
     except ModelNotFound:

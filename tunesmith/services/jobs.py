@@ -63,7 +63,7 @@ def check(context: Context, new: NewJob) -> tuple[TrainingSpec, int]:
     spec = TrainingSpec.ask(_trainable(context, new.model), new.hyperparameters or {}, "api", prefix=new.prefix)
     check_together(spec.values, spec.asked, has_validation=new.validation_file is not None, prefix=new.prefix)
     for param in ("training_file", "validation_file"):
-        _check_file(context, getattr(new, param), param)
+        check_file(context, getattr(new, param), param)
     if new.suffix is not None and (":" in new.suffix or "/" in new.suffix):
         raise InvalidRequest(f"Invalid value for 'suffix': {new.suffix!r}. ':' and '/' are not accepted in it.", param="suffix")
     return spec, _seed(new, spec)
@@ -92,7 +92,8 @@ def _bases(context: Context) -> str:
     return ", ".join([*bases.names(context.settings.allowed_models), *context.settings.model_aliases])
 
 
-def _check_file(context: Context, file_id: str | None, param: str) -> None:
+def check_file(context: Context, file_id: str | None, param: str) -> None:
+    """Raises: InvalidRequest naming `param` for a file that is not there or not for training."""
     if file_id is None:
         return
     try:

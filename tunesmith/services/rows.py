@@ -35,19 +35,13 @@ def page(context: Context, file_id: str, offset: int, limit: int) -> tuple[list[
     Fewer than `limit` where they are long. Raises: FileNotFound.
     """
     with context.blobs.open(files.get(context.db, file_id).id) as file:
-        start, total = _scan(file, offset)
+        start, total = find(file, offset)
         file.seek(start)
         return list(_rows(file, offset, min(offset + limit, total))), total
 
 
-def count(context: Context, file_id: str) -> int:
-    """Return how many lines a file has. Raises: FileNotFound."""
-    with context.blobs.open(file_id) as file:
-        return _scan(file, 0)[1]
-
-
-def _scan(file: BinaryIO, offset: int) -> tuple[int, int]:
-    """Return where the line after the first `offset` begins, and the number of the last line that is not blank."""
+def find(file: BinaryIO, offset: int = 0) -> tuple[int, int]:
+    """Return at which byte the line after the first `offset` begins, and the number of the last line that is not blank."""
     start = seen = total = place = 0
     while chunk := file.read(_CHUNK):
         newlines = chunk.count(b"\n")

@@ -168,7 +168,7 @@ class Renderer:
 
     def _completion_pieces(self, example: datasets.Example) -> list[tuple[list[int], list[bool]]]:
         prompt: list[int] = self.tokenizer(example.prompt)["input_ids"]
-        completion = [*self._ids(example.completion), self.tokenizer.eos_token_id]
+        completion = [*self._ids([example.completion])[0], self.tokenizer.eos_token_id]
         if prompt and prompt[-1] == self.tokenizer.eos_token_id:  # some tokenizers close what they are given
             prompt = prompt[:-1]
         return [(prompt, [False] * len(prompt)), (completion, [True] * len(completion))]
@@ -178,7 +178,8 @@ class Renderer:
         messages, tools = chat.normalize(example.messages, example.tools, self.template)
         shift = len(messages) - len(example.messages)  # a system message that carries the tools
         whole = self._render(messages, tools, example.line)
-        pieces = []
+        texts: list[str] = []
+        is_learned: list[bool] = []
         done = 0
         for position, message in enumerate(example.messages):
             if message["role"] != "assistant":
@@ -192,11 +193,11 @@ class Renderer:
                     f"Example {example.line}, message {position + 1}: the model's chat template renders this answer differently "
                     "inside the conversation, so its tokens cannot be told apart. Hint: end the example with this answer."
                 )
-            prompt, answer = self._ids(whole[done : len(before)]), self._ids(whole[len(before) : len(through)])
-            pieces.append((prompt, [False] * len(prompt)))
-            pieces.append((answer, self._answer_mask(answer) if message.get("weight", 1) else [False] * len(answer)))
+            texts += [whole[done : len(before)], whole[len(before) : len(through)]]
+            is_learned += [False, bool(message.get("weight", 1))]
             done = len(through)
-        return pieces
+        pieces = zip(self._ids(texts), is_learned, strict=True)
+        return [(ids, self._answer_mask(ids) if learned else [False] * len(ids)) for ids, learned in pieces]
 
     def _opening(self, whole: str, line: int) -> str:
         """Return what stands before an answer that opens the conversation; no template is made to render an empty one."""
@@ -233,6 +234,5 @@ class Renderer:
         except (TemplateError, TypeError, ValueError) as error:
             raise InvalidRequest(f"Example {line}: the model's chat template cannot render it: {error}") from error
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []

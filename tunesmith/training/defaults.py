@@ -64,6 +64,11 @@ def batch_size(num_examples: int) -> tuple[int, str]:
     return min(256, max(8, round(0.002 * num_examples))), f"auto: 0.2 % of {num_examples} examples, at least 8, at most 256"
 
 
+def max_length(facts: ModelFacts) -> int:
+    """Return the length in tokens at which rows are cut where nothing else is asked."""
+    return min(facts.max_length, _MAX_LENGTH)
+
+
 def resolve(
     spec: TrainingSpec, facts: ModelFacts, data: DataFacts, adapter: AdapterFacts | None = None, seed: int | None = None
 ) -> ResolvedSpec:
@@ -105,7 +110,7 @@ def resolve(
     settle("seed", *((seed, "auto: the job's seed") if seed is not None else (random.SystemRandom().randrange(2**31), "auto: drawn")))
     settle("learning_rate_schedule", "linear", "auto: falls in a line to 0")
     settle("warmup_ratio", 0.03, "auto: a short warm-up")
-    settle("max_length", min(facts.max_length, _MAX_LENGTH), f"auto: the model's {facts.max_length}, at most {_MAX_LENGTH}")
+    settle("max_length", max_length(facts), f"auto: the model's {facts.max_length}, at most {_MAX_LENGTH}")
     settle("score_training_rows", False, "auto: costs a pass over the training rows")
 
     usual, _ = base_learning_rate(facts, resolved["tuning"])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Annotated
 
+import orjson
 from fastapi import APIRouter, Query
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from tunesmith.api.dependencies import Services
@@ -14,7 +18,7 @@ from tunesmith.api.schemas import CreateJob, Job
 from tunesmith.api.views import DataReport, Estimate, FileRow, FileRows, HyperparameterInfo, RenderedRows, Resolution
 from tunesmith.domain.specs import HYPERPARAMETERS
 from tunesmith.errors import Unavailable
-from tunesmith.services import estimates, rows
+from tunesmith.services import estimates, reports, rows
 
 router = APIRouter(prefix="/api", tags=["Data"])
 Offset = Annotated[int, Query(ge=0, lt=2**31)]
@@ -44,7 +48,7 @@ def list_rows(file_id: str, context: Services, offset: Offset = 0, limit: Annota
 
 
 @router.get("/files/{file_id}/rendered")
-def list_rendered(
+async def list_rendered(
     file_id: str,
     model: str,
     context: Services,
@@ -53,7 +57,8 @@ def list_rendered(
     max_length: MaxLength = None,
 ) -> RenderedRows:
     """List a training file's rows as a model will see them, target tokens marked."""
-    raise Unavailable("Not there yet.")
+    order = await run_in_threadpool(reports.order, context, file_id, model=model, max_length=max_length)
+    return RenderedRows.model_validate(await reports.rendered(context, order, offset, limit))
 
 
 @router.get("/files/{file_id}/report", response_class=Lines, responses={200: {"model": DataReport}})
@@ -61,7 +66,14 @@ async def report(
     file_id: str, context: Services, model: str | None = None, validation_file: str | None = None, max_length: MaxLength = None
 ) -> Lines:
     """Look through a training file; each line of the answer is a report that replaces the one before."""
-    raise Unavailable("Not there yet.")
+    order = await run_in_threadpool(reports.order, context, file_id, model=model, validation_file=validation_file, max_length=max_length)
+
+    async def lines() -> AsyncIterator[bytes]:
+        async with aclosing(reports.report(context, order)) as found:
+            async for told in found:
+                yield orjson.dumps(told) + b"\n"
+
+    return Lines(lines())
 
 
 @router.post("/jobs/resolve")
