@@ -1,5 +1,4 @@
 // A training or validation file: one that is on the server, or a new one dropped or chosen from disk.
-import type { TargetedEvent } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { isAbort, upload } from "../../api/client";
 import type { FileOverviewList } from "../../api/client";
@@ -8,12 +7,7 @@ import { Button, ErrorNote, Progress, Select } from "../../ui";
 import type { Loaded } from "../../ui";
 import { ago, bytes } from "../../ui/format";
 
-interface FilePickerProps {
-  label: string;
-  param: "training_file" | "validation_file";
-  files: Loaded<FileOverviewList>;
-  error: string | null;
-}
+type FilePickerProps = { label: string; param: "training_file" | "validation_file"; files: Loaded<FileOverviewList>; error: string | null };
 
 export function FilePicker({ label, param, files, error }: FilePickerProps) {
   const chosen = useQuery(param) ?? "";
@@ -26,8 +20,7 @@ export function FilePicker({ label, param, files, error }: FilePickerProps) {
   const send = async (file: (Blob & { name: string }) | undefined) => {
     if (!file) return;
     sending.current?.abort();
-    const stop = (sending.current = new AbortController());
-    const { name } = file;
+    const [stop, { name }] = [(sending.current = new AbortController()), file];
     setFailed(null);
     setSent({ name, share: 0 });
     try {
@@ -44,9 +37,9 @@ export function FilePicker({ label, param, files, error }: FilePickerProps) {
     setOver(isOver);
     if (event.type === "drop") void send(event.dataTransfer?.files[0]);
   };
-  const pick = (event: TargetedEvent<HTMLInputElement>) => {
-    void send(event.currentTarget.files?.[0]);
-    event.currentTarget.value = ""; // so that the same file, mended, can be chosen again
+  const pick = ({ currentTarget: input }: { currentTarget: HTMLInputElement }) => {
+    void send(input.files?.[0]);
+    input.value = ""; // so that the same file, mended, can be chosen again
   };
   const here = files.data?.data ?? [];
   const known = here.find(({ id }) => id === chosen);
@@ -60,14 +53,8 @@ export function FilePicker({ label, param, files, error }: FilePickerProps) {
       />
       <div class={over ? "drop over" : "drop"} onDragOver={drag(true)} onDragLeave={drag(false)} onDrop={drag(false)}>
         <span class="clip grow muted" title={sent?.name}>{sent ? `${sent.share < 1 ? "Sending" : "Checking"} ${sent.name}` : "Drop a JSONL file here"}</span>
-        {sent ? (
-          <Button small onClick={() => sending.current?.abort()}>Stop</Button>
-        ) : (
-          <label class="button small">
-            <input type="file" class="sr-only" onChange={pick} />
-            Upload a file<span class="sr-only"> as {label.toLowerCase()}</span>
-          </label>
-        )}
+        {sent && <Button small onClick={() => sending.current?.abort()}>Stop</Button>}
+        {!sent && <label class="button small"><input type="file" class="sr-only" onChange={pick} />Upload a file<span class="sr-only"> as {label.toLowerCase()}</span></label>}
         {sent && <Progress label={`Upload of ${sent.name}`} share={sent.share < 1 ? sent.share : null} />}
       </div>
       {(failed ?? (files.error && !files.data)) && <ErrorNote error={failed ?? files.error!} />}

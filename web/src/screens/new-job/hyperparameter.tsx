@@ -3,21 +3,14 @@ import type { HyperparameterInfo, Resolution } from "../../api/client";
 import { setQuery, useQuery } from "../../router";
 import { Button, Field } from "../../ui";
 
-interface HyperparameterProps {
-  info: HyperparameterInfo;
-  resolution: Resolution | null;
-  error: string | null;
-}
-
-export function Hyperparameter({ info, resolution, error }: HyperparameterProps) {
+export function Hyperparameter({ info, resolution, error }: { info: HyperparameterInfo; resolution: Resolution | null; error: string | null }) {
   const { name } = info;
   const value = useQuery(name) ?? "";
-  const set = (text: string) => setQuery({ [name]: text });
   // A seed that is not given is drawn anew for each answer.
   const becomes = name === "seed" ? "drawn" : String((resolution ? resolution.resolved[name] : info.default) ?? "none");
   const reason = value ? "asked" : (resolution?.reasons[name] ?? "auto");
   const values = info.kind === "bool" ? ["true", "false"] : info.choices.filter((choice) => choice !== "auto");
-  const control = { value, onInput: (event: { currentTarget: { value: string } }) => set(event.currentTarget.value) };
+  const control = { value, onInput: (event: { currentTarget: { value: string } }) => setQuery({ [name]: event.currentTarget.value }) };
   return (
     <Field label={<code>{name}</code>} hint={<><span class="reason">{reason}</span> {info.help} Accepted: {info.accepted}.</>} error={error}>
       {(tied) => (
@@ -30,7 +23,7 @@ export function Hyperparameter({ info, resolution, error }: HyperparameterProps)
           ) : (
             <input {...tied} {...control} placeholder={becomes} inputMode="decimal" autoComplete="off" spellcheck={false} />
           )}
-          {value && <Button small onClick={() => set("")} aria-label={`Reset ${name} to auto`}>Reset</Button>}
+          {value && <Button small onClick={() => setQuery({ [name]: null })} aria-label={`Reset ${name} to auto`}>Reset</Button>}
         </div>
       )}
     </Field>

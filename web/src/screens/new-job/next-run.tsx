@@ -3,27 +3,25 @@ import { ApiError, get } from "../../api/client";
 import { Link, query, setQuery } from "../../router";
 import { Button, Card, ErrorNote, Skeleton, useLoad } from "../../ui";
 
-const DATA = ["training_data", "validation_data"];
 const text = (value: unknown): string => String(value ?? "none");
+const texts = (values: object) => Object.fromEntries(Object.entries(values).map(([name, value]) => [name, text(value)]));
 
 async function load(job_id: string, signal: AbortSignal) {
-  const run = await get("/api/jobs/{job_id}", { job_id }, signal);
+  const { job, asked, resolved } = await get("/api/jobs/{job_id}", { job_id }, signal);
   const diagnosis = await get("/api/jobs/{job_id}/diagnosis", { job_id }, signal).catch((error: Error) => {
     if (error instanceof ApiError && error.status === 404) return null;
     throw error;
   });
   const advised = diagnosis?.findings.flatMap((finding) => finding.changes) ?? [];
-  const used: Record<string, unknown> = { ...run.asked, ...run.resolved };
-  const changes = Object.entries(diagnosis?.next_hyperparameters ?? {})
-    .filter(([knob, after]) => after !== used[knob])
-    .map(([knob, after]) => {
-      const reason = advised.find((change) => change.knob === knob && change.after === after)?.reason;
-      return { knob, before: text(used[knob]), after: text(after), reason, undone: knob in run.asked ? text(run.asked[knob]) : null };
-    });
-  const { model, training_file, validation_file, user_provided_suffix: suffix } = run.job;
-  const asked = Object.entries(run.asked).map(([name, value]) => [name, text(value)]);
-  const filled = { model, training_file, validation_file, suffix, ...Object.fromEntries(asked), ...Object.fromEntries(changes.map(({ knob, after }) => [knob, after])) };
-  return { name: suffix ?? run.id, filled, changes, data: advised.filter(({ knob }) => DATA.includes(knob)) };
+  const used: Record<string, unknown> = { ...asked, ...resolved };
+  const next = Object.entries(diagnosis?.next_hyperparameters ?? {}).filter(([knob, after]) => after !== used[knob]);
+  const changes = next.map(([knob, after]) => ({
+    knob, before: text(used[knob]), after: text(after), without: knob in asked ? text(asked[knob]) : null,
+    reason: advised.find((change) => change.knob === knob && change.after === after)?.reason,
+  }));
+  const { model, training_file, validation_file, user_provided_suffix: suffix } = job;
+  const filled = { model, training_file, validation_file, suffix, ...texts(asked), ...texts(Object.fromEntries(next)) };
+  return { name: suffix ?? job.id, filled, changes, byHand: advised.filter(({ knob }) => knob.endsWith("_data")) };
 }
 
 export function NextRun({ from }: { from: string }) {
@@ -41,20 +39,16 @@ export function NextRun({ from }: { from: string }) {
     <Card title={<>The run after <Link to={`/jobs/${from}`}>{data.name}</Link></>}>
       {!data.changes.length && <p class="muted">Its hyperparameters as they were: its diagnosis advises no other.</p>}
       <ul class="changes">
-        {data.changes.map(({ knob, before, after, reason, undone }) => {
+        {data.changes.map(({ knob, before, after, reason, without }) => {
           const isOn = query.value.get(knob) === after;
           return (
-            <li key={knob}>
+            <li key={knob} class="row">
               <span class={isOn ? "grow" : "grow muted"}><code>{knob}</code> {before} → {after}{reason && `, because ${reason}`}</span>
-              <Button small onClick={() => setQuery({ [knob]: isOn ? undone : after })} aria-label={`${isOn ? "Undo" : "Apply"} the change of ${knob}`}>
-                {isOn ? "Undo" : "Apply"}
-              </Button>
+              <Button small onClick={() => setQuery({ [knob]: isOn ? without : after })} aria-label={`${isOn ? "Undo" : "Apply"} the change of ${knob}`}>{isOn ? "Undo" : "Apply"}</Button>
             </li>
           );
         })}
-        {data.data.map(({ knob, before, after, reason }, index) => (
-          <li key={index}><span class="grow">By you, in the {knob.replace("_", " ")}: {text(before)} → {text(after)}, because {reason}</span></li>
-        ))}
+        {data.byHand.map(({ knob, before, after, reason }) => <li key={knob}>For you to do: {knob.replace("_", " ")} {text(before)} → {text(after)}, because {reason}</li>)}
       </ul>
     </Card>
   );

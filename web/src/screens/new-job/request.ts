@@ -2,11 +2,12 @@
 import type { CreateJob, HyperparameterInfo } from "../../api/client";
 import { query } from "../../router";
 
-export type Validation = "none" | "file" | "split";
+export const VALIDATIONS = ["none", "file", "split"] as const;
+export type Validation = (typeof VALIDATIONS)[number];
 
 export function validation(): Validation {
   const given = query.value;
-  return (given.get("validation") as Validation | null) ?? (given.has("validation_file") ? "file" : given.has("training_split") ? "split" : "none");
+  return VALIDATIONS.find((how) => how === given.get("validation")) ?? (given.has("validation_file") ? "file" : given.has("training_split") ? "split" : "none");
 }
 
 /** Return the body of POST /v1/fine_tuning/jobs. */
