@@ -1,0 +1,148 @@
+// One model's side of the page: its conversation, and the answer that is arriving.
+import { signal } from "@preact/signals";
+import { ApiError, isAbort, lines, open, sending } from "../../api/client";
+import { announce } from "../../ui";
+
+type Call = { function: { name: string; arguments: string } };
+/** As OpenAI has it. */
+export type Message = { role: string; content?: unknown; tool_calls?: Call[] };
+/** A request, exactly as it is sent. */
+export interface Ask {
+  path: "/v1/chat/completions" | "/v1/completions";
+  body: { model: string; messages?: Message[] } & Record<string, unknown>;
+}
+/** A token as the model has it, bytes that are no whole character escaped. */
+type Likely = { token: string; logprob: number };
+export type Token = Likely & { top_logprobs: Likely[] };
+
+export interface Turn {
+  ask: Ask;
+  prompt: string;
+  expected: string | null;
+  text: string;
+  tokens: Token[];
+  /** OpenAI's finish reason, or "stopped" by the reader. */
+  finish: string | null;
+  error: Error | null;
+  usage: { completion_tokens: number } | null;
+  /** Milliseconds on the page's clock. */
+  begun: number;
+  first: number | null;
+  ended: number | null;
+}
+
+/** Of either endpoint's stream. */
+interface Chunk {
+  choices?: {
+    delta?: { content?: string; tool_calls?: Call[] };
+    text?: string;
+    logprobs: { content: Token[] } | { tokens: string[]; token_logprobs: number[]; top_logprobs: Record<string, number>[] } | null;
+    finish_reason: string | null;
+  }[];
+  usage?: Turn["usage"];
+  error?: { message: string };
+}
+
+const FLUSH_MS = 50;
+
+export class Talk {
+  readonly turns = signal<readonly Turn[]>([]);
+  readonly busy = signal(false);
+  private abort = new AbortController();
+
+  constructor(readonly model: string) {}
+
+  /** Begin a conversation, or ask for a completion. */
+  start(ask: Ask, prompt: string, expected: string | null): Promise<void> {
+    this.reset();
+    return this.take(ask, prompt, expected);
+  }
+
+  /** Go on after the last answer; `ask` has the new message only. */
+  more(ask: Ask, prompt: string): Promise<void> {
+    const last = this.turns.peek().at(-1)!;
+    const messages = [...last.ask.body.messages!, { role: "assistant", content: last.text }, ...ask.body.messages!];
+    return this.take({ ...ask, body: { ...ask.body, messages } }, prompt, null);
+  }
+
+  /** Ask the last question again. */
+  again(): Promise<void> {
+    const { ask, prompt, expected } = this.turns.peek().at(-1)!;
+    this.turns.value = this.turns.peek().slice(0, -1);
+    return this.take(ask, prompt, expected);
+  }
+
+  stop(): void {
+    this.abort.abort();
+  }
+
+  reset(): void {
+    this.stop();
+    this.abort = new AbortController();
+    this.busy.value = false;
+    this.turns.value = [];
+  }
+
+  private async take(ask: Ask, prompt: string, expected: string | null): Promise<void> {
+    const before = this.turns.peek();
+    const abort = (this.abort = new AbortController());
+    const turn: Turn = { ask, prompt, expected, text: "", tokens: [], finish: null, error: null, usage: null, begun: performance.now(), first: null, ended: null };
+    const show = () => abort === this.abort && (this.turns.value = [...before, { ...turn }]);
+    let shown = 0;
+    this.busy.value = true;
+    show();
+    try {
+      for await (const line of lines(await open(ask.path, sending(ask.body, abort.signal)))) {
+        if (line.startsWith("data: {")) read(JSON.parse(line.slice(6)), turn);
+        if (performance.now() - shown < FLUSH_MS) continue;
+        shown = performance.now();
+        show();
+      }
+      if (!turn.finish) throw new ApiError("The answer ended in the middle.", 0);
+    } catch (error) {
+      if (isAbort(error)) turn.finish = "stopped";
+      else turn.error = error as Error;
+    }
+    turn.ended = performance.now();
+    if (!show()) return;
+    this.busy.value = false;
+    announce(`${this.model}: ${turn.error?.message ?? turn.text}`);
+  }
+}
+
+function read({ choices, usage, error }: Chunk, turn: Turn): void {
+  if (error) throw new ApiError(error.message, 200);
+  turn.usage = usage ?? turn.usage;
+  const choice = choices?.[0];
+  if (!choice) return;
+  const { delta, logprobs } = choice;
+  const text = choice.text ?? delta?.content ?? called(delta?.tool_calls);
+  if (text) turn.first ??= performance.now();
+  turn.text += text;
+  turn.finish = choice.finish_reason ?? turn.finish;
+  if (!logprobs) return;
+  const columns = "tokens" in logprobs ? logprobs.tokens.map((token, index) => ({ token, logprob: logprobs.token_logprobs[index]!, top_logprobs: sorted(logprobs.top_logprobs[index]!) })) : logprobs.content;
+  turn.tokens = [...turn.tokens, ...columns];
+}
+
+const sorted = (top: Record<string, number>): Likely[] =>
+  Object.entries(top).map(([token, logprob]) => ({ token, logprob })).sort((a, b) => b.logprob - a.logprob).slice(0, 5);
+
+/** Tool calls as text: name and arguments, one a line. */
+export const called = (calls: Call[] = []): string => calls.map((call) => `${call.function.name} ${call.function.arguments}`).join("\n");
+
+const NEAR = 16;
+
+/** Cut `text` where its tokens begin; what none of them spells (half a character, a special token) goes to the one before. */
+export function cut(text: string, tokens: readonly Token[]): string[] {
+  let place = 0;
+  const starts = tokens.map(({ token }) => {
+    const at = text.indexOf(token, place);
+    const found = at >= 0 && at <= place + NEAR;
+    const start = found ? at : place;
+    if (found) place = at + token.length;
+    return start;
+  });
+  starts[0] = 0;
+  return starts.map((start, index) => text.slice(start, starts[index + 1]));
+}
