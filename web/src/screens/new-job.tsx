@@ -80,7 +80,7 @@ function Form({ table, models, files }: { table: HyperparameterInfo[]; models: M
             </div>
           </Card>
           {file && <Report {...report} />}
-          {file && model && <Preview {...subject} />}
+          {file && model && <Preview key={[file, model, subject.max_length].join()} {...subject} />}
           <Card title="Hyperparameters">
             <div class="settings">{settings(USUAL)}</div>
             <details class="more" open={(more ?? changed > 0) || rest.some(at)} onToggle={(event) => setMore(event.currentTarget.open)}>
@@ -89,14 +89,13 @@ function Form({ table, models, files }: { table: HyperparameterInfo[]; models: M
             </details>
           </Card>
         </div>
-        <Card title="Job" class="summary">
+        <Card title="Job" class="summary" actions={<Button kind="primary" disabled={!file} onClick={create}>Create job</Button>}>
+          {!file && <p class="hint">Choose a training file first.</p>}
+          {wrong && <ErrorNote error={wrong} />}
           <TextField label="Suffix" value={query.value.get("suffix") ?? ""} maxLength={64} error={at("suffix")} hint="Part of the new model's name." onInput={(suffix) => setQuery({ suffix })} />
           {settings(["seed"])}
           <Outlook {...resolution} />
           {report.data && report.data.num_errors > 0 && <Note severity="critical">The training file has {plural(report.data.num_errors, "error")}: the job would fail.</Note>}
-          {wrong && <ErrorNote error={wrong} />}
-          <Button kind="primary" disabled={!file} onClick={create}>Create job</Button>
-          {!file && <p class="hint">Choose a training file first.</p>}
         </Card>
       </div>
       <Card title="The same job in code">

@@ -39,7 +39,8 @@ export function Report({ data: report, error, reload }: Loaded<DataReport>) {
     Truncated: number(tokens?.truncated), Dropped: number(tokens?.dropped), "Validation rows": number(report?.validation_rows),
   };
   return (
-    <Card title="Data report" actions={<span class="muted small" role="status">{report ? stage(report) : !error && "Reading the file"}</span>}>
+    <Card title="Data report">
+      <p class="muted small" role="status">{report ? stage(report) : error ? "–" : "Reading the file"}</p>
       {error && <ErrorNote error={error} retry={reload} />}
       <div class="halves">
         <div class="stack">
@@ -52,14 +53,14 @@ export function Report({ data: report, error, reload }: Loaded<DataReport>) {
   );
 }
 
-function Remarks({ errors, num_errors, findings, done }: DataReport) {
+function Remarks({ errors, num_errors, findings, notes, done }: DataReport) {
   return (
     <>
       {errors.map(({ line, message }, index) => <p key={index}><Badge of="critical">{line ? `Line ${line}` : "File"}</Badge> {message}</p>)}
       {num_errors > errors.length && <p class="muted">and {plural(num_errors - errors.length, "more error")}</p>}
       {findings?.map((finding, index) => <p key={index}><Badge of={finding.severity} /> {finding.message} <span class="muted">{finding.advice}</span></p>)}
-      {!findings && !done && <p class="muted">Looking for duplicates, leakage, contradictions and the like.</p>}
-      {findings?.length === 0 && !num_errors && <p class="muted">No errors, duplicates, leakage or contradictions.</p>}
+      {notes.map((note) => <p key={note}>{note}</p>)}
+      {!num_errors && !findings?.length && <p class="muted">{done ? "No errors, duplicates, leakage or contradictions." : "Looking for duplicates, leakage, contradictions and the like."}</p>}
     </>
   );
 }
