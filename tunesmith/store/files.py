@@ -47,6 +47,13 @@ def get(db: Database, file_id: str) -> FileRow:
     return db.read(lambda conn: _get(conn, file_id))
 
 
+def find(db: Database, *, sha256: str, purpose: str) -> FileRow | None:
+    """Return the newest file with this content, or None."""
+    query = select(_files).where(_files.c.sha256 == sha256, _files.c.purpose == purpose).order_by(_files.c.number.desc()).limit(1)
+    row = db.read(lambda conn: conn.execute(query).one_or_none())
+    return None if row is None else schema.build(FileRow, row)
+
+
 def list_page(
     db: Database,
     *,

@@ -68,10 +68,12 @@ def settle(spec: ResolvedSpec, net: network.Network, longest: int, sink: RunSink
     one_by_one = net.path == "plain"
     net.recompute = recompute and not one_by_one
     most = longest if one_by_one else max(budget, longest)
-    peak = (recomputed if net.recompute else whole).peak(most)
+    estimate = recomputed if net.recompute else whole
+    peak = estimate.peak(most)
     what = f"one example at a time, {most:,} tokens at most, takes" if one_by_one else f"{budget:,} tokens a micro-batch take"
     words = f"{what} about {peak / 1e9:.1f} GB in all; {(free + whole.now) / 1e9:.1f} GB are there"
-    sink.event(Event(f"Memory: {words}{', with activations computed twice to save it' if net.recompute else ''}.", key="memory"))
+    said = f"Memory: {words}{', with activations computed twice to save it' if net.recompute else ''}."
+    sink.event(Event(said, key="memory", data=dataclasses.asdict(estimate) | {"most_tokens": most}))
     if peak > whole.now + free:
         hint = "Hint: lower max_length, or use a machine with more memory."
         sink.event(

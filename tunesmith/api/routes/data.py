@@ -17,8 +17,8 @@ from tunesmith.api.routes.jobs import asked
 from tunesmith.api.schemas import CreateJob, Job
 from tunesmith.api.views import DataReport, Estimate, FileRow, FileRows, HyperparameterInfo, RenderedRows, Resolution
 from tunesmith.domain.specs import HYPERPARAMETERS
-from tunesmith.errors import Unavailable
-from tunesmith.services import estimates, reports, rows
+from tunesmith.services import estimates, example, reports, rows
+from tunesmith.services.models import organization_id
 
 router = APIRouter(prefix="/api", tags=["Data"])
 Offset = Annotated[int, Query(ge=0, lt=2**31)]
@@ -79,7 +79,7 @@ async def report(
 @router.post("/jobs/resolve")
 def resolve(body: CreateJob, context: Services, tokens_per_pass: Annotated[int | None, Query(ge=1, lt=2**53)] = None) -> Resolution:
     """Return what a job would become if it were created now; `tokens_per_pass`, from a report, makes the estimate better."""
-    found = estimates.resolve(context, asked(body))
+    found = estimates.resolve(context, asked(body), tokens_per_pass)
     return Resolution(
         model=found.spec.model, resolved=found.spec.hyperparameters(), reasons=found.spec.reasons, warnings=found.warnings,
         num_training=found.num_training, num_validation=found.num_validation, total_steps=found.total_steps,
@@ -90,4 +90,4 @@ def resolve(body: CreateJob, context: Services, tokens_per_pass: Annotated[int |
 @router.post("/example")
 def try_example(context: Services) -> Job:
     """Create a job on the bundled example, its files uploaded first where they are not here."""
-    raise Unavailable("Not there yet.")
+    return Job.of(example.create(context), organization_id(context))
