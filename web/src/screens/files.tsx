@@ -81,7 +81,7 @@ function Row({ file: { id, filename, ...file }, opened, onDelete }: { file: File
 }
 
 function Lines({ id }: { id: string }) {
-  const offset = Number(useQuery("offset"));
+  const offset = Number(useQuery("offset")) || 0;
   const { data, error, busy, reload } = useLoad((abort) => get("/api/files/{file_id}/rows", { file_id: id, offset, limit: LINES }, abort), [id, offset]);
   const last = offset + (data?.data.length ?? 0);
   if (error) return <ErrorNote error={error} retry={reload} />;

@@ -21,7 +21,10 @@ const [TEMPERATURE, MAX_TOKENS] = [0, 256];
 const long = signal({ system: "", prompt: "" });
 const short = (text: string): string | null => (new URLSearchParams({ text }).toString().length <= LONGEST_IN_URL ? text : null);
 const typed = (name: "system" | "prompt"): string => useQuery(name) ?? long.value[name];
-const figure = (name: string): number | null => (useQuery(name) ? Number(useQuery(name)) : null);
+function figure(name: string): number | null {
+  const value = parseFloat(useQuery(name) ?? "");
+  return Number.isNaN(value) ? null : value;
+}
 
 /** Make a prompt the page's; it is no row then. */
 function write({ mode, system, prompt }: Prompt): void {
@@ -41,7 +44,8 @@ export default function Try() {
 
 function Bench({ models }: { models: ModelOverview[] }) {
   const talks = useMemo(() => new Map<string, Talk>(), []);
-  const names = useQuery("models")?.split(",").slice(0, MOST_MODELS) ?? usual(models);
+  const wanted = [...new Set(useQuery("models")?.split(",").filter(Boolean))].slice(0, MOST_MODELS);
+  const names = wanted.length ? wanted : usual(models);
   const shown = names.map((name) => talks.get(name) ?? talks.set(name, new Talk(name)).get(name)!);
   const other = models.find(({ name }) => !names.includes(name));
   const choose = (next: string[]) => setQuery({ models: next.join() });
@@ -89,7 +93,11 @@ function Bench({ models }: { models: ModelOverview[] }) {
           {mode === "chat" && <TextArea label="System" rows={2} value={system} onInput={(system) => edit({ system })} onKeyDown={keys} />}
           <TextArea label={mode === "chat" ? "User message" : "Prompt"} rows={5} value={prompt} onInput={(prompt) => edit({ prompt })} onKeyDown={keys}
             hint={row && mode === "chat" && earlier > 0 && `Sent with the row's ${plural(earlier, "earlier message")}, until you edit it.`} />
-          <Run talks={shown} ready={ready} onRun={run} />
+          <div class="row">
+            <Button kind="primary" disabled={!ready} onClick={run}>Run</Button>
+            <Button disabled={!shown.some((talk) => talk.busy.value)} onClick={() => shown.forEach((talk) => talk.stop())}>Stop all</Button>
+            <span class="muted small">Ctrl+Enter runs</span>
+          </div>
           <Settings />
         </section>
         <section class="stack" aria-label="Answers">
@@ -128,17 +136,6 @@ function sampling() {
 }
 
 const enters = ({ key, ctrlKey, metaKey }: KeyboardEvent): boolean => key === "Enter" && (ctrlKey || metaKey);
-
-function Run({ talks, ready, onRun }: { talks: Talk[]; ready: boolean; onRun: () => void }) {
-  const busy = talks.filter((talk) => talk.busy.value);
-  return (
-    <div class="row">
-      <Button kind="primary" disabled={!ready} onClick={onRun}>Run</Button>
-      <Button disabled={!busy.length} onClick={() => busy.forEach((talk) => talk.stop())}>Stop all</Button>
-      <span class="muted small">Ctrl+Enter runs</span>
-    </div>
-  );
-}
 
 function Settings() {
   const field = (name: string, label: string, usual: string | number, step: number, max?: number) => (

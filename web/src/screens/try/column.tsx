@@ -27,7 +27,10 @@ export function Column({ talk, models, names, onStart, onChange, onRemove }: Col
   return (
     <article class="card column" aria-label={model}>
       <header title={model}>
-        <Select label="Model" quiet value={model} options={options} onChange={onChange} />
+        <div class="row">
+          <div class="grow"><Select label="Model" quiet value={model} options={options} onChange={onChange} /></div>
+          {names.length > 1 && <Button small kind="ghost" aria-label={`Remove ${model}`} onClick={onRemove}>Remove</Button>}
+        </div>
         <p class="muted small wrap">{known?.kind === "base" ? "Base" : known && <>{known.is_checkpoint ? "Checkpoint" : "Tuned"} from {known.base}, <Link to={`/jobs/${known.job_id}`}>step {number(known.step)}</Link></>}</p>
       </header>
       {turns.map((turn, index) => <Said key={index} turn={turn} talk={talk} />)}
@@ -35,9 +38,7 @@ export function Column({ talk, models, names, onStart, onChange, onRemove }: Col
       <footer class="row">
         {talk.busy.value ? <Button small onClick={() => talk.stop()}>Stop</Button> : <Button small disabled={!onStart} onClick={() => onStart?.()}>{last ? "Run again" : "Run"}</Button>}
         {last && <Button small onClick={() => talk.reset()}>Reset</Button>}
-        {last && <Copy label="Copy as Python" text={() => python(last.ask)} />}
-        {last && <Copy label="Copy as curl" text={() => curl(last.ask)} />}
-        {names.length > 1 && <Button small kind="ghost" onClick={onRemove}>Remove</Button>}
+        {last && <><Copy label="Copy Python" text={() => python(last.ask)} /><Copy label="Copy curl" text={() => curl(last.ask)} /></>}
       </footer>
     </article>
   );
@@ -65,7 +66,7 @@ function Waiting() {
     const timer = setTimeout(() => setLate(true), LATE_MS);
     return () => clearTimeout(timer);
   }, []);
-  return <p class="answer muted waiting">{late ? "Loading the model. A base that is not here yet is fetched first, which may take minutes." : "Waiting for the first token"}</p>;
+  return <p class="answer muted">{late ? "Loading the model. A base that is not here yet is fetched first, which may take minutes." : "Waiting for the first token …"}</p>;
 }
 
 /** Tokens, their speed after the first, the first one's delay, and why it ended. */
