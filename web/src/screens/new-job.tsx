@@ -12,7 +12,6 @@ import { NextRun } from "./new-job/next-run";
 import { Preview } from "./new-job/preview";
 import { Report, settled, useReport } from "./new-job/report";
 import { curl, python, request, validation, VALIDATIONS } from "./new-job/request";
-import type { Validation } from "./new-job/request";
 import "./new-job/new-job.css";
 
 const USUAL = ["n_epochs", "batch_size", "learning_rate_multiplier"];
@@ -59,7 +58,7 @@ function Form({ table, models, files }: { table: HyperparameterInfo[]; models: M
   const changed = rest.filter((name) => query.value.has(name)).length;
   const [more, setMore] = useState<boolean | null>(null);
   const how = validation();
-  const changeHow = (value: Validation) => setQuery({ validation: value, ...(value !== "file" && { validation_file: null }), training_split: value === "split" ? 0.9 : null });
+  const changeHow = (value: string) => setQuery({ validation: value, ...(value !== "file" && { validation_file: null }), training_split: value === "split" ? 0.9 : null });
 
   return (
     <>
@@ -95,6 +94,7 @@ function Form({ table, models, files }: { table: HyperparameterInfo[]; models: M
           <TextField label="Suffix" value={query.value.get("suffix") ?? ""} maxLength={64} error={at("suffix")} hint="Part of the new model's name." onInput={(suffix) => setQuery({ suffix })} />
           {settings(["seed"])}
           <Outlook {...resolution} />
+          {resolution.data?.warnings.map((warning) => <Note key={warning} severity="warning">{warning}</Note>)}
           {report.data && report.data.num_errors > 0 && <Note severity="critical">The training file has {plural(report.data.num_errors, "error")}: the job would fail.</Note>}
         </Card>
       </div>
@@ -106,16 +106,11 @@ function Form({ table, models, files }: { table: HyperparameterInfo[]; models: M
 }
 
 function Outlook({ data, busy }: Loaded<Resolution | null>) {
-  const estimate = data?.estimate;
   const facts = {
     Rows: [data ? `${number(data.num_training)} training, ${number(data.num_validation)} validation` : "–"], Steps: [number(data?.total_steps)],
-    Time: [duration(estimate?.seconds), estimate?.seconds_basis],
-    Memory: [bytes(estimate?.memory_bytes), estimate?.memory_basis],
+    Time: [duration(data?.estimate.seconds), data?.estimate.seconds_basis],
+    Memory: [bytes(data?.estimate.memory_bytes), data?.estimate.memory_basis],
   };
-  return (
-    <>
-      <dl class={busy ? "facts stale" : "facts"}>{Object.entries(facts).map(([name, [value, basis]]) => <><dt>{name}</dt><dd>{value}<div class="muted small">{basis}</div></dd></>)}</dl>
-      {data?.warnings.map((warning) => <Note key={warning} severity="warning">{warning}</Note>)}
-    </>
-  );
+  const shown = Object.entries(facts).map(([name, [value, basis]]) => <><dt>{name}</dt><dd>{value}<div class="muted small">{basis}</div></dd></>);
+  return <dl class={busy ? "facts stale" : "facts"}>{shown}</dl>;
 }

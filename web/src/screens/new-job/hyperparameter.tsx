@@ -3,8 +3,7 @@ import type { HyperparameterInfo, Resolution } from "../../api/client";
 import { setQuery, useQuery } from "../../router";
 import { Button, Field } from "../../ui";
 
-export function Hyperparameter({ info, resolution, error }: { info: HyperparameterInfo; resolution: Resolution | null; error: string | null }) {
-  const { name } = info;
+export function Hyperparameter({ info: { name, ...info }, resolution, error }: { info: HyperparameterInfo; resolution: Resolution | null; error: string | null }) {
   const value = useQuery(name) ?? "";
   // A seed that is not given is drawn anew for each answer.
   const becomes = name === "seed" ? "drawn" : String((resolution ? resolution.resolved[name] : info.default) ?? "none");
@@ -17,13 +16,13 @@ export function Hyperparameter({ info, resolution, error }: { info: Hyperparamet
         <div class={value ? "setting changed" : "setting"}>
           {values.length ? (
             <select {...tied} {...control}>
-              <option value="">{`${becomes} (auto)`}</option>
+              <option value="">{becomes === "auto" ? becomes : `${becomes} (auto)`}</option>
               {values.map((choice) => <option key={choice} value={choice}>{choice}</option>)}
             </select>
           ) : (
             <input {...tied} {...control} placeholder={becomes} inputMode="decimal" autoComplete="off" spellcheck={false} />
           )}
-          {value && <Button small onClick={() => setQuery({ [name]: null })} aria-label={`Reset ${name} to auto`}>Reset</Button>}
+          {value && <Button onClick={() => setQuery({ [name]: null })} aria-label={`Reset ${name} to auto`}>Reset</Button>}
         </div>
       )}
     </Field>

@@ -1,5 +1,6 @@
 // The run that follows a job: its inputs, with the changes that its diagnosis advises.
-import { ApiError, get } from "../../api/client";
+import { get } from "../../api/client";
+import type { ApiError } from "../../api/client";
 import { Link, query, setQuery } from "../../router";
 import { Button, Card, ErrorNote, Skeleton, useLoad } from "../../ui";
 
@@ -8,10 +9,8 @@ const texts = (values: object) => Object.fromEntries(Object.entries(values).map(
 
 async function load(job_id: string, signal: AbortSignal) {
   const { job, asked, resolved } = await get("/api/jobs/{job_id}", { job_id }, signal);
-  const diagnosis = await get("/api/jobs/{job_id}/diagnosis", { job_id }, signal).catch((error: Error) => {
-    if (error instanceof ApiError && error.status === 404) return null;
-    throw error;
-  });
+  const none = (error: ApiError) => (error.status === 404 ? null : Promise.reject(error));
+  const diagnosis = await get("/api/jobs/{job_id}/diagnosis", { job_id }, signal).catch(none);
   const advised = diagnosis?.findings.flatMap((finding) => finding.changes) ?? [];
   const used: Record<string, unknown> = { ...asked, ...resolved };
   const next = Object.entries(diagnosis?.next_hyperparameters ?? {}).filter(([knob, after]) => after !== used[knob]);
@@ -33,8 +32,7 @@ export function NextRun({ from }: { from: string }) {
     return found;
   };
   const { data, error, reload } = useLoad(fill, [from]);
-  if (error) return <ErrorNote error={error} retry={reload} />;
-  if (!data) return <Skeleton height={120} />;
+  if (!data) return error ? <ErrorNote error={error} retry={reload} /> : <Skeleton height={120} />;
   return (
     <Card title={<>The run after <Link to={`/jobs/${from}`}>{data.name}</Link></>}>
       {!data.changes.length && <p class="muted">Its hyperparameters as they were: its diagnosis advises no other.</p>}
@@ -42,13 +40,13 @@ export function NextRun({ from }: { from: string }) {
         {data.changes.map(({ knob, before, after, reason, without }) => {
           const isOn = query.value.get(knob) === after;
           return (
-            <li key={knob} class="row">
-              <span class={isOn ? "grow" : "grow muted"}><code>{knob}</code> {before} → {after}{reason && `, because ${reason}`}</span>
+            <li key={knob} class={isOn ? "" : "muted"}>
               <Button small onClick={() => setQuery({ [knob]: isOn ? without : after })} aria-label={`${isOn ? "Undo" : "Apply"} the change of ${knob}`}>{isOn ? "Undo" : "Apply"}</Button>
+              <span><code>{knob}</code> {before} → {after}{reason && `, because ${reason}`}</span>
             </li>
           );
         })}
-        {data.byHand.map(({ knob, before, after, reason }) => <li key={knob}>For you to do: {knob.replace("_", " ")} {text(before)} → {text(after)}, because {reason}</li>)}
+        {data.byHand.map(({ knob, before, after, reason }) => <li key={knob}>For you: {knob.replace("_", " ")} {text(before)} → {text(after)}, because {reason}</li>)}
       </ul>
     </Card>
   );

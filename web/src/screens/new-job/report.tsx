@@ -30,7 +30,7 @@ function stage({ tokens, num_errors, done }: DataReport): string {
   return tokens.of_rows < tokens.rows ? `Token figures of ${number(tokens.of_rows)} of ${number(tokens.rows)} rows` : `Exact: all ${number(tokens.rows)} rows`;
 }
 
-export function Report({ data: report, error, reload }: Loaded<DataReport>) {
+export function Report({ data: report, error, busy, reload }: Loaded<DataReport>) {
   const tokens = report?.tokens;
   const figures = {
     Rows: number(report?.rows), Format: report?.format ?? "–", Errors: number(report?.num_errors), Tokens: compact(tokens?.total),
@@ -40,8 +40,8 @@ export function Report({ data: report, error, reload }: Loaded<DataReport>) {
   };
   return (
     <Card title="Data report">
-      <p class="muted small" role="status">{report ? stage(report) : error ? "–" : "Reading the file"}</p>
-      {error && <ErrorNote error={error} retry={reload} />}
+      <p class="muted small" role="status">{report ? stage(report) : busy ? "Reading the file" : "–"}</p>
+      {error && !busy && <ErrorNote error={error} retry={reload} />}
       <div class="halves">
         <div class="stack">
           <dl class="figures">{Object.entries(figures).map(([name, value]) => <div key={name}><dt>{name}</dt><dd>{value}</dd></div>)}</dl>

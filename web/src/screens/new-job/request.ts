@@ -3,9 +3,8 @@ import type { CreateJob, HyperparameterInfo } from "../../api/client";
 import { query } from "../../router";
 
 export const VALIDATIONS = ["none", "file", "split"] as const;
-export type Validation = (typeof VALIDATIONS)[number];
 
-export function validation(): Validation {
+export function validation() {
   const given = query.value;
   return VALIDATIONS.find((how) => how === given.get("validation")) ?? (given.has("validation_file") ? "file" : given.has("training_split") ? "split" : "none");
 }
@@ -38,16 +37,13 @@ const PYTHON: Record<string, string> = { null: "None", true: "True", false: "Fal
 /** A string of JSON is one of Python too. */
 const literal = (value: unknown): string => JSON.stringify(value, null, 4).replace(/"(?:[^"\\]|\\.)*"|null|true|false/g, (token) => PYTHON[token] ?? token);
 
-export function python(body: CreateJob): string {
-  const given = Object.entries(body).filter(([, value]) => value !== undefined);
-  return `from openai import OpenAI
+export const python = (body: CreateJob): string => `from openai import OpenAI
 
 client = OpenAI(base_url="${location.origin}/v1")  # the key: OPENAI_API_KEY
 job = client.fine_tuning.jobs.create(
-${given.map(([name, value]) => `    ${name}=${literal(value).replaceAll("\n", "\n    ")},`).join("\n")}
+${Object.entries(body).flatMap(([name, value]) => (value === undefined ? [] : `    ${name}=${literal(value).replaceAll("\n", "\n    ")},`)).join("\n")}
 )
 print(job.id)`;
-}
 
 export const curl = (body: CreateJob): string => `curl ${location.origin}/v1/fine_tuning/jobs \\
   -H "Authorization: Bearer $OPENAI_API_KEY" \\
