@@ -64,7 +64,7 @@ function Row({ file: { id, filename, ...file }, opened, onDelete }: { file: File
         <span class="wrap">{filename}</span>
         <div class="row"><Clip text={id} class="mono muted" /> <Copy text={id} label="Copy id" /></div>
       </td>
-      <td role="cell">{file.purpose}</td>
+      <td role="cell" class="nowrap">{file.purpose}</td>
       <td role="cell" class="nowrap">{bytes(file.bytes)}</td>
       <td role="cell" class="nowrap"><Time at={file.created_at} /></td>
       <td role="cell" class="origin"><Users of={file.used_by} /></td>

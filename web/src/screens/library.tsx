@@ -4,6 +4,7 @@ import { useState } from "preact/hooks";
 import type { UsedBy } from "../api/client";
 import { Link } from "../router";
 import { Button, Dialog, ErrorNote, toast } from "../ui";
+import { words } from "../ui/format";
 
 const FEW = 3;
 
@@ -12,7 +13,7 @@ export function Users({ of, all }: { of: readonly UsedBy[]; all?: boolean }) {
   const shown = all ? of : of.slice(0, FEW);
   return (
     <ul class="users">
-      {shown.map(({ id, role, status }) => <li key={id + role}><span class="muted small">{role}{all && `, ${status}`}</span> <Link to={`/jobs/${id}`} class="mono" title={id}>{id}</Link></li>)}
+      {shown.map(({ id, role, status }) => <li key={id + role}><span class="muted small">{role}{all && `, ${words(status).toLowerCase()}`}</span> <Link to={`/jobs/${id}`} class="mono" title={id}>{id}</Link></li>)}
       {of.length > shown.length && <li class="muted small">and {of.length - shown.length} more</li>}
       {!of.length && <li class="muted">–</li>}
     </ul>

@@ -68,7 +68,7 @@ function Bench({ models }: { models: ModelOverview[] }) {
     mode === "text"
       ? { path: "/v1/completions", body: { model, prompt, ...sampling(), logprobs: 5 } }
       : { path: "/v1/chat/completions", body: { model, messages, ...(row?.tools ? { tools: row.tools } : {}), ...sampling(), logprobs: true, top_logprobs: 5 } };
-  const start = (talk: Talk) => void talk.start(ask(talk.model, messages), prompt, row?.expected ?? null);
+  const start = (talk: Talk) => void talk.start({ ask: ask(talk.model, messages), prompt, expected: row?.expected ?? null });
   const ready = !rows.busy && Boolean(row || prompt);
   const run = () => {
     if (!ready) return;
@@ -112,7 +112,7 @@ function Bench({ models }: { models: ModelOverview[] }) {
             {names.length < MOST_MODELS && other && <Button onClick={() => choose([...names, other.name])}>Add a model</Button>}
             <Check label="Colour tokens by probability" checked={tinted} onChange={(on) => setQuery({ tint: on ? null : 0 })} />
           </div>
-          {mode === "chat" && <More talks={shown} onSay={(talk, said) => talk.more(ask(talk.model, [user(said)]), said)} />}
+          {mode === "chat" && <More talks={shown} onSay={(talk, prompt) => talk.more({ ask: ask(talk.model, [user(prompt)]), prompt, expected: null })} />}
         </section>
       </div>
     </>

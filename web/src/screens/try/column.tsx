@@ -8,15 +8,8 @@ import { curl, python } from "./code";
 import { cut } from "./talk";
 import type { Talk, Token, Turn } from "./talk";
 
-interface ColumnProps {
-  talk: Talk;
-  models: ModelOverview[];
-  /** Names in use; other columns' cannot be chosen. */
-  names: string[];
-  onStart: (() => void) | null;
-  onChange: (name: string) => void;
-  onRemove: () => void;
-}
+/** `names` are in use; other columns' cannot be chosen. */
+type ColumnProps = { talk: Talk; models: ModelOverview[]; names: string[]; onStart: (() => void) | null; onChange: (name: string) => void; onRemove: () => void };
 
 export function Column({ talk, models, names, onStart, onChange, onRemove }: ColumnProps) {
   const [turns, { model }] = [talk.turns.value, talk];

@@ -15,33 +15,24 @@ export interface Ask {
 type Likely = { token: string; logprob: number };
 export type Token = Likely & { top_logprobs: Likely[] };
 
-export interface Turn {
-  ask: Ask;
-  prompt: string;
-  expected: string | null;
+export type Question = { ask: Ask; prompt: string; expected: string | null };
+export interface Turn extends Question {
   text: string;
   tokens: Token[];
   /** OpenAI's finish reason, or "stopped" by the reader. */
   finish: string | null;
   error: Error | null;
   usage: { completion_tokens: number } | null;
-  /** Milliseconds on the page's clock. */
+  /** Milliseconds on the page's clock, as the next two. */
   begun: number;
   first: number | null;
   ended: number | null;
 }
 
 /** Of either endpoint's stream. */
-interface Chunk {
-  choices?: {
-    delta?: { content?: string; tool_calls?: Call[] };
-    text?: string;
-    logprobs: { content: Token[] } | { tokens: string[]; token_logprobs: number[]; top_logprobs: Record<string, number>[] } | null;
-    finish_reason: string | null;
-  }[];
-  usage?: Turn["usage"];
-  error?: { message: string };
-}
+type Columns = { tokens: string[]; token_logprobs: number[]; top_logprobs: Record<string, number>[] };
+type Choice = { delta?: { content?: string; tool_calls?: Call[] }; text?: string; logprobs: { content: Token[] } | Columns | null; finish_reason: string | null };
+type Chunk = { choices?: Choice[]; usage?: Turn["usage"]; error?: { message: string } };
 
 const FLUSH_MS = 50;
 
@@ -52,47 +43,17 @@ export class Talk {
 
   constructor(readonly model: string) {}
 
-  /** Begin a conversation, or ask for a completion. */
-  start(ask: Ask, prompt: string, expected: string | null): Promise<void> {
-    this.reset();
-    return this.take(ask, prompt, expected);
-  }
-
-  /** Go on after the last answer; `ask` has the new message only. */
-  more(ask: Ask, prompt: string): Promise<void> {
-    const last = this.turns.peek().at(-1)!;
-    const messages = [...last.ask.body.messages!, { role: "assistant", content: last.text }, ...ask.body.messages!];
-    return this.take({ ...ask, body: { ...ask.body, messages } }, prompt, null);
-  }
-
-  /** Ask the last question again. */
-  again(): Promise<void> {
-    const { ask, prompt, expected } = this.turns.peek().at(-1)!;
-    this.turns.value = this.turns.peek().slice(0, -1);
-    return this.take(ask, prompt, expected);
-  }
-
-  stop(): void {
-    this.abort.abort();
-  }
-
-  reset(): void {
+  /** Ask, after the turns `before`. */
+  async start(question: Question, before: readonly Turn[] = []): Promise<void> {
     this.stop();
-    this.abort = new AbortController();
-    this.busy.value = false;
-    this.turns.value = [];
-  }
-
-  private async take(ask: Ask, prompt: string, expected: string | null): Promise<void> {
-    const before = this.turns.peek();
     const abort = (this.abort = new AbortController());
-    const turn: Turn = { ask, prompt, expected, text: "", tokens: [], finish: null, error: null, usage: null, begun: performance.now(), first: null, ended: null };
+    const turn: Turn = { ...question, text: "", tokens: [], finish: null, error: null, usage: null, begun: performance.now(), first: null, ended: null };
     const show = () => abort === this.abort && (this.turns.value = [...before, { ...turn }]);
     let shown = 0;
     this.busy.value = true;
     show();
     try {
-      for await (const line of lines(await open(ask.path, sending(ask.body, abort.signal)))) {
+      for await (const line of lines(await open(turn.ask.path, sending(turn.ask.body, abort.signal)))) {
         if (line.startsWith("data: {")) read(JSON.parse(line.slice(6)), turn);
         if (performance.now() - shown < FLUSH_MS) continue;
         shown = performance.now();
@@ -108,6 +69,33 @@ export class Talk {
     this.busy.value = false;
     announce(`${this.model}: ${turn.error?.message ?? turn.text}`);
   }
+
+  /** Go on after the last answer; the question has the new message only. */
+  more(question: Question): Promise<void> {
+    const turns = this.turns.peek();
+    const last = turns.at(-1)!;
+    const { path, body } = question.ask;
+    const messages = [...last.ask.body.messages!, { role: "assistant", content: last.text }, ...body.messages!];
+    return this.start({ ...question, ask: { path, body: { ...body, messages } } }, turns);
+  }
+
+  /** Ask the last question again. */
+  again(): Promise<void> {
+    const turns = this.turns.peek();
+    const { ask, prompt, expected } = turns.at(-1)!;
+    return this.start({ ask, prompt, expected }, turns.slice(0, -1));
+  }
+
+  stop(): void {
+    this.abort.abort();
+  }
+
+  reset(): void {
+    this.stop();
+    this.abort = new AbortController();
+    this.busy.value = false;
+    this.turns.value = [];
+  }
 }
 
 function read({ choices, usage, error }: Chunk, turn: Turn): void {
@@ -120,10 +108,11 @@ function read({ choices, usage, error }: Chunk, turn: Turn): void {
   if (text) turn.first ??= performance.now();
   turn.text += text;
   turn.finish = choice.finish_reason ?? turn.finish;
-  if (!logprobs) return;
-  const columns = "tokens" in logprobs ? logprobs.tokens.map((token, index) => ({ token, logprob: logprobs.token_logprobs[index]!, top_logprobs: sorted(logprobs.top_logprobs[index]!) })) : logprobs.content;
-  turn.tokens = [...turn.tokens, ...columns];
+  if (logprobs) turn.tokens = [...turn.tokens, ...("tokens" in logprobs ? rows(logprobs) : logprobs.content)];
 }
+
+const rows = ({ tokens, token_logprobs, top_logprobs }: Columns): Token[] =>
+  tokens.map((token, index) => ({ token, logprob: token_logprobs[index]!, top_logprobs: sorted(top_logprobs[index]!) }));
 
 const sorted = (top: Record<string, number>): Likely[] =>
   Object.entries(top).map(([token, logprob]) => ({ token, logprob })).sort((a, b) => b.logprob - a.logprob).slice(0, 5);
