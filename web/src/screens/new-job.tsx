@@ -112,5 +112,5 @@ function Outlook({ data, busy }: Loaded<Resolution | null>) {
     Memory: [bytes(data?.estimate.memory_bytes), data?.estimate.memory_basis],
   };
   const shown = Object.entries(facts).map(([name, [value, basis]]) => <><dt>{name}</dt><dd>{value}<div class="muted small">{basis}</div></dd></>);
-  return <dl class={busy ? "facts stale" : "facts"}>{shown}</dl>;
+  return <dl class="facts" aria-busy={busy}>{shown}</dl>;
 }

@@ -32,7 +32,7 @@ export function Preview({ file: file_id, model, max_length }: Subject) {
   return (
     <Card title="As the model will see it" actions={<>{place}{to(line - 1, "Previous")}{to(line + 1, "Next")}</>}>
       {error && <ErrorNote error={error} retry={reload} />}
-      <pre key={row?.line} class={busy ? "rendered stale" : "rendered"} role="region" aria-label="Row with its target tokens marked" tabIndex={0}>
+      <pre key={row?.line} class="rendered" aria-busy={busy} role="region" aria-label="Row with its target tokens marked" tabIndex={0}>
         {row?.error && <span class="worse">Line {row.line}: {row.error}</span>}
         {row?.spans.map(({ text, is_target }, index) =>
           is_target ? <mark key={index}><span class="sr-only">[target: </span>{text}<span class="sr-only">]</span></mark> : text,
