@@ -6,17 +6,18 @@ Knows no tokenizer.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from tunesmith.domain import datasets
 from tunesmith.errors import DataError
 from tunesmith.reports import child
 
 
-def main() -> None:
+def report(order: Mapping[str, Any]) -> None:
     """Look into the files `training` and, unless it is null, `validation`."""
-    order = child.begin()
     training, validation = Path(order["training"]), order["validation"] and Path(order["validation"])
     if _is_good(training):
         os.nice(5)  # the first figures of tokens, which another child counts, come before the findings
@@ -58,4 +59,4 @@ def _examine(training: Path, validation: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    child.obey(report)

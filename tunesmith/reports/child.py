@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from tunesmith import processes
+from tunesmith.errors import TunesmithError
 
 #: Most errors of a file that are listed; all are counted.
 MAX_LISTED = 100
 _MAX_BYTES = 4 * 2**30
 
 
-def begin() -> dict[str, Any]:
-    """Return what was ordered. A child that needs too much memory ends, instead of harming who trains beside it."""
+def obey(work: Callable[[dict[str, Any]], None]) -> None:
+    """Do what was ordered. A child that needs too much memory ends, instead of harming who trains beside it."""
     processes.die_with_parent()
     resource.setrlimit(resource.RLIMIT_DATA, (_MAX_BYTES, _MAX_BYTES))
-    order: dict[str, Any] = orjson.loads(sys.argv[1])
-    return order
+    try:
+        work(orjson.loads(sys.argv[1]))
+    except TunesmithError as error:
+        say(error=error.message)
 
 
 def say(**found: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ from tunesmith.reports import child
 from tunesmith.training.data import Renderer
 
 
-def main() -> None:
+def render(order: Mapping[str, Any]) -> None:
     """Render the lines `first` to `last` of the file `training`, the first of them at byte `start`, with the tokenizer in `base`."""
-    order = child.begin()
     renderer = Renderer(child.tokenizer(Path(order["base"])))
     with Path(order["training"]).open("rb") as file:
         file.seek(order["start"])
@@ -49,4 +49,4 @@ def _spans(tokenizer: Any, ids: list[int], is_target: list[bool]) -> list[dict[s
 
 
 if __name__ == "__main__":
-    main()
+    child.obey(render)

@@ -6,7 +6,7 @@ Templates and target tokens are training's own, so that what is counted is what 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,10 +90,9 @@ class Job:
 _job: Job
 
 
-def main() -> None:
-    """Look into the file `training` with the tokenizer in the directory `base`."""
+def report(order: Mapping[str, Any]) -> None:
+    """Look into the file `training` with the tokenizer in the directory `base`; rows longer than `max_length` are cut."""
     global _job
-    order = child.begin()
     path = Path(order["training"])
     parts, rows = _parts(path)
     _job = Job(path, Renderer(child.tokenizer(Path(order["base"]))), order["max_length"])
@@ -155,4 +154,4 @@ def _edges(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 if __name__ == "__main__":
-    main()
+    child.obey(report)

@@ -90,7 +90,7 @@ async def report(context: Context, order: Order) -> AsyncGenerator[dict[str, Any
 async def rendered(context: Context, order: Order, offset: int, limit: int) -> dict[str, Any]:
     """Return `limit` rows after the first `offset` as the model sees them, and how many there are.
 
-    Raises: Unavailable when it takes too long.
+    Raises: InvalidRequest where the model cannot tokenize; Unavailable when it takes too long.
     """
     assert order.model is not None
     base, max_length = await _base(context, order.model, order.max_length)
@@ -148,13 +148,14 @@ async def _listen(
     name: str, child: AsyncGenerator[dict[str, Any], None], heard: asyncio.Queue[tuple[str, Mapping[str, Any] | None]]
 ) -> None:
     """Pass on what a child says, and None when it has ended."""
-    async with aclosing(child):
-        try:
+    try:
+        async with aclosing(child):
             async for found in child:
                 heard.put_nowait((name, found))
-        except TunesmithError as error:
-            heard.put_nowait((name, {"note": error.message}))
-    heard.put_nowait((name, None))
+    except TunesmithError as error:
+        heard.put_nowait((name, {"note": error.message}))
+    finally:
+        heard.put_nowait((name, None))
 
 
 def _check(order: Order) -> AsyncGenerator[dict[str, Any], None]:
@@ -185,7 +186,7 @@ def _length(longest: int, asked: int) -> int:
 async def _child(module: str, task: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
     """Run a child and yield what it says, line by line; closing the generator kills it.
 
-    Raises: Unavailable when it dies, takes too long, or there are too many.
+    Raises: InvalidRequest with what it cannot do; Unavailable when it dies, takes too long, or there are too many.
     """
     if len(_children) >= _MOST_CHILDREN:
         raise Unavailable(f"{_MOST_CHILDREN} looks into files are under way, the most at once. Try again when one is done.")
@@ -198,7 +199,10 @@ async def _child(module: str, task: Mapping[str, Any]) -> AsyncGenerator[dict[st
         pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), child.stdout)
         try:
             while line := await asyncio.wait_for(reader.readline(), deadline - loop.time()):
-                yield orjson.loads(line)
+                found = orjson.loads(line)
+                if "error" in found:
+                    raise InvalidRequest(found["error"])
+                yield found
             await asyncio.to_thread(child.wait)
         except TimeoutError:
             raise Unavailable(f"The look into the file was ended after {LIMIT_SECONDS:.0f} s.") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Body, Request
 from fastapi.concurrency import run_in_threadpool
@@ -13,12 +13,13 @@ from starlette.requests import ClientDisconnect
 
 from tunesmith.api import generation
 from tunesmith.api.dependencies import Inference, Services
-from tunesmith.inference.backend import Backend, Endpoint, Reply, Target
+from tunesmith.inference.backend import Backend, Endpoint, Target
 from tunesmith.services import Context
 from tunesmith.services import models as services
 
 router = APIRouter(tags=["Generation"])
 Parameters = Annotated[dict[str, Any], Body()]
+Answer = TypeVar("Answer")
 
 
 @router.post(generation.CHAT)
@@ -40,14 +41,14 @@ async def _answer(endpoint: Endpoint, body: dict[str, Any], request: Request, co
         model.base_name, model.base_directory,
         model.name if model.adapter_directory else None, model.adapter_directory,
     )  # fmt: skip
-    reply = await _while_connected(request, backend.post(target, endpoint, checked))
+    reply = await while_connected(request, backend.post(target, endpoint, checked))
     if reply.events is not None:
         return StreamingResponse(reply.events, status_code=reply.status, media_type="text/event-stream")
     return JSONResponse(reply.body, status_code=reply.status)
 
 
-async def _while_connected(request: Request, answer: Coroutine[Any, Any, Reply]) -> Reply:
-    """Await `answer`, and cancel it when the client hangs up: nobody would read what is still being generated."""
+async def while_connected(request: Request, answer: Coroutine[Any, Any, Answer]) -> Answer:
+    """Await `answer`, and cancel it when the client hangs up: nobody would read what is still being made."""
     answering, leaving = asyncio.create_task(answer), asyncio.create_task(_hang_up(request))
     try:
         await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)

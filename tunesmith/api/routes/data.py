@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from tunesmith.api.dependencies import Services
+from tunesmith.api.routes.chat import while_connected
 from tunesmith.api.routes.jobs import asked
 from tunesmith.api.schemas import CreateJob, Job
 from tunesmith.api.views import DataReport, Estimate, FileRow, FileRows, HyperparameterInfo, RenderedRows, Resolution
@@ -29,6 +30,10 @@ class Lines(StreamingResponse):
     """One JSON object a line, as they come."""
 
     media_type = "application/x-ndjson"
+
+
+#: As the schema has it; FastAPI takes every answer that is not one JSON value for a string.
+_REPORTS: dict[int | str, dict[str, Any]] = {200: {"model": DataReport, "content": {Lines.media_type: {"schema": {"type": "object"}}}}}
 
 
 @router.get("/hyperparameters")
@@ -51,6 +56,7 @@ def list_rows(file_id: str, context: Services, offset: Offset = 0, limit: Annota
 async def list_rendered(
     file_id: str,
     model: str,
+    request: Request,
     context: Services,
     offset: Offset = 0,
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
@@ -58,10 +64,10 @@ async def list_rendered(
 ) -> RenderedRows:
     """List a training file's rows as a model will see them, target tokens marked."""
     order = await run_in_threadpool(reports.order, context, file_id, model=model, max_length=max_length)
-    return RenderedRows.model_validate(await reports.rendered(context, order, offset, limit))
+    return RenderedRows.model_validate(await while_connected(request, reports.rendered(context, order, offset, limit)))
 
 
-@router.get("/files/{file_id}/report", response_class=Lines, responses={200: {"model": DataReport}})
+@router.get("/files/{file_id}/report", response_class=Lines, responses=_REPORTS)
 async def report(
     file_id: str, context: Services, model: str | None = None, validation_file: str | None = None, max_length: MaxLength = None
 ) -> Lines:
