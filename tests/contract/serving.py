@@ -69,10 +69,10 @@ def settings(directory: Path, **given: Any) -> Settings:
 
 
 @contextmanager
-def serve(deployment: Settings, backend: Backend | None = None) -> Iterator[Serving]:
+def serve(deployment: Settings, backend: Backend | None = None, port: int = 0) -> Iterator[Serving]:
     """Run the app as `tunesmith serve` does, in a thread."""
     app = create_app(deployment, backend)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, http="h11", server_header=False, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, http="h11", server_header=False, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 20
@@ -81,6 +81,7 @@ def serve(deployment: Settings, backend: Backend | None = None) -> Iterator[Serv
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     yield Serving(f"http://127.0.0.1:{port}", app, app.state.context)
+    app.state.live.end()
     server.should_exit = True
     thread.join(20)
     assert not thread.is_alive(), "the server did not stop"

@@ -133,6 +133,14 @@ def test_many_watchers_have_one_tail_and_it_ends_with_them(server: Serving, http
     assert [id for _, id, _ in events(http, job.id, stop=last + 4) if id][-1] == str(last + 4)
 
 
+def test_streams_end_with_the_server(server: Serving, http: httpx.Client) -> None:
+    watcher = events(http, start(server, http).id)
+    next(watcher)
+    began = time.monotonic()
+    server.app.state.live.end()
+    assert len(list(watcher)) < 10 and time.monotonic() - began < 2
+
+
 def test_a_long_history_comes_in_pages(server: Serving, http: httpx.Client) -> None:
     job = start(server, http)
     for begin in range(1, 3001, 500):

@@ -37,7 +37,6 @@ class Live:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._tails: dict[str, _Tail] = {}
-        self._ended = False
 
     async def follow(self, job_id: str, after: int) -> AsyncIterator[bytes]:
         """Give a job's stream from the number after `after`, until the job is over or the server ends."""
@@ -47,8 +46,6 @@ class Live:
         tail.watchers += 1
         try:
             async for chunk in tail.follow(after):
-                if self._ended:
-                    return
                 yield chunk
         finally:
             tail.watchers -= 1
@@ -58,9 +55,8 @@ class Live:
 
     def end(self) -> None:
         """End all streams, so that the server can end; clients come back to the next one."""
-        self._ended = True
         for tail in self._tails.values():
-            tail.wake()
+            tail.end()
 
 
 class _Tail:
@@ -73,6 +69,7 @@ class _Tail:
         self._position: int | None = None
         self._whole: dict[str, bytes] = {}  # the job and its diagnosis
         self._over = False
+        self._ended = False
         self._changed = asyncio.Event()
         self._next_slow_look = 0.0
         self._task = asyncio.create_task(self._run())
@@ -82,7 +79,7 @@ class _Tail:
         """Give what is numbered above `after` and the newest job and diagnosis, for as long as there is more to come."""
         yield format_sse_event(retry=1000)
         sent: dict[str, bytes] = {}
-        while True:
+        while not self._ended:
             changed = self._changed
             if self._position is not None:
                 while after < self._position:
@@ -100,7 +97,12 @@ class _Tail:
             except TimeoutError:
                 yield format_sse_event(comment="ping")
 
-    def wake(self) -> None:
+    def end(self) -> None:
+        """End every watcher's stream."""
+        self._ended = True
+        self._wake()
+
+    def _wake(self) -> None:
         """Let every watcher look."""
         self._changed.set()
         self._changed = asyncio.Event()
@@ -121,7 +123,7 @@ class _Tail:
         while True:
             try:
                 if await asyncio.to_thread(self._look):
-                    self.wake()
+                    self._wake()
             except TunesmithError:  # the database is away; watchers wait
                 await asyncio.sleep(_SLOW_POLL_SECONDS)
             await asyncio.sleep(_POLL_SECONDS)
