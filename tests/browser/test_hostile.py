@@ -41,6 +41,7 @@ _DISGUISES = (
     lambda text: text.replace("<", "&lt;&#60;<"),
     lambda text: "\u202e" + text.replace(" ", "\u00a0"),
     lambda text: text.replace("<", "<\u200b") + text,
+    lambda text: text.replace(" ", "/").replace("<", "<\t"),
 )
 PAYLOADS = [disguise(vector) for disguise in _DISGUISES for vector in _VECTORS]
 

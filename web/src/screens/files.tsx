@@ -34,7 +34,7 @@ export default function Files() {
       {error && <ErrorNote error={error} retry={reload} />}
       {!data && !error && <Skeleton height={320} />}
       {data && data.files.length > 0 && (
-        <Table label="Files" class={busy ? "library stale" : "library"} head={HEAD}>
+        <Table label="Files" busy={busy} class="library" head={HEAD}>
           {data.files.map((file) => (
             <Fragment key={file.id}>
               <Row file={file} opened={file.id === opened} onDelete={() => setDoomed(file)} />

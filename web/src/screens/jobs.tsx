@@ -36,7 +36,7 @@ export default function Jobs() {
       )}
       {!data && !error && <Skeleton height={460} />}
       {jobs && jobs.length > 0 && (
-        <Table label="Jobs" class={busy ? "jobs stale" : "jobs"} head={[<span class="sr-only">Compare</span>, "Status", "Job", "Full validation loss", "Base → now", "Verdict", "Created"]}>
+        <Table label="Jobs" busy={busy} class="jobs" head={[<span class="sr-only">Compare</span>, "Status", "Job", "Full validation loss", "Base → now", "Verdict", "Created"]}>
           {jobs.map((job) => (
             <Row key={job.id} job={job} />
           ))}

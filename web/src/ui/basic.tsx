@@ -62,11 +62,12 @@ type ButtonProps = Omit<JSX.IntrinsicElements["button"], "onClick" | "ref"> & { 
 /** A button; while the promise of its click is open it is busy and cannot be pressed again. */
 export function Button({ kind = "plain", small, onClick, disabled, children, class: extra, ...rest }: ButtonProps) {
   const [busy, setBusy] = useState(false);
+  const clicked = useRef(false); // two clicks may come before the first is drawn
   const click = async () => {
-    const under = onClick?.();
+    const under = clicked.current ? null : onClick?.();
     if (!(under instanceof Promise)) return;
-    setBusy(true);
-    await under.finally(() => setBusy(false));
+    setBusy((clicked.current = true));
+    await under.finally(() => setBusy((clicked.current = false)));
   };
   return (
     <button type="button" {...rest} class={`button ${kind} ${small ? "small" : ""} ${extra ?? ""}`} disabled={disabled || busy} aria-busy={busy} onClick={click}>
@@ -138,10 +139,19 @@ export function Skeleton({ height = 120 }: { height?: number }) {
   );
 }
 
-/** A table in a region of its own that scrolls and can take the focus; `head` are the cells of its head. */
-export function Table({ label, head, children, class: extra }: Children & { label: string; head: ComponentChildren[]; class?: string }) {
+interface TableProps extends Children {
+  label: string;
+  /** The cells of its head. */
+  head: ComponentChildren[];
+  /** What is shown is being loaded again. */
+  busy?: boolean;
+  class?: string;
+}
+
+/** A table in a region of its own that scrolls and can take the focus. */
+export function Table({ label, head, busy = false, children, class: extra }: TableProps) {
   return (
-    <div class={`table-scroll ${extra ?? ""}`} role="region" aria-label={label} tabIndex={0}>
+    <div class={`table-scroll ${extra ?? ""}`} role="region" aria-label={label} aria-busy={busy} tabIndex={0}>
       <table role="table">
         <thead role="rowgroup">
           <tr role="row">
