@@ -380,7 +380,7 @@ def test_what_creating_refuses_resolving_refuses(http: httpx.Client, upload: Cal
         assert created.json() == resolved.json(), change
     longer = http.post("/api/jobs/resolve", json=good | {"hyperparameters": {"max_length": 9000}})
     assert longer.status_code == 400 and longer.json()["error"]["param"] == "max_length"
-    assert http.post("/api/jobs/resolve", params={"tokens_per_pass": 0}, json=good).json()["error"]["param"] == "tokens_per_pass"
+    assert http.post("/api/jobs/resolve", params={"tokens_per_pass": -1}, json=good).json()["error"]["param"] == "tokens_per_pass"
 
 
 def test_a_base_that_is_not_fetched_yet(tmp_path: Path) -> None:

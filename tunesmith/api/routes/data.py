@@ -83,7 +83,7 @@ async def report(
 
 
 @router.post("/jobs/resolve")
-def resolve(body: CreateJob, context: Services, tokens_per_pass: Annotated[int | None, Query(ge=1, lt=2**53)] = None) -> Resolution:
+def resolve(body: CreateJob, context: Services, tokens_per_pass: Annotated[int | None, Query(ge=0, lt=2**53)] = None) -> Resolution:
     """Return what a job would become if it were created now; `tokens_per_pass`, from a report, makes the estimate better."""
     found = estimates.resolve(context, asked(body), tokens_per_pass)
     return Resolution(
