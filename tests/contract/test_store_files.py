@@ -32,6 +32,13 @@ def test_a_file_comes_back_as_it_was(db: Database) -> None:
             ask(db, made.id)
 
 
+def test_a_file_is_found_by_what_is_in_it(db: Database) -> None:
+    for number in (1, 2, 3):
+        files.create(db, row(number))
+    assert files.find(db, sha256="ab" * 32, purpose="fine-tune") == row(3)
+    assert files.find(db, sha256="cd" * 32, purpose="fine-tune") is files.find(db, sha256="ab" * 32, purpose="evals") is None
+
+
 def test_pages_of_files_go_both_ways_and_by_purpose(db: Database) -> None:
     for number in range(6):
         files.create(db, row(number, "fine-tune" if number % 2 else "fine-tune-results"))
