@@ -7,10 +7,8 @@ import { setQuery } from "../router";
 import { Button, Check, Segments } from "../ui";
 import "./chart.css";
 import { ink } from "./marks";
-import { Plot, zoomed } from "./plot";
-import type { Drawing } from "./plot";
-import { AXES, save } from "./series";
-import type { Axis } from "./series";
+import { Plot, zoomed, type Drawing } from "./plot";
+import { AXES, save, type Axis } from "./series";
 import { setRange, SMOOTH, useView } from "./view";
 
 const ZOOMS = [
@@ -39,15 +37,14 @@ export function Charts({ drawing, name, where, actions }: { drawing: Drawing; na
         </label>
         <Check label="Log scale" checked={view.log} onChange={flag("log")} />
         <Check label="All values" checked={view.all} onChange={flag("all")} />
-        <span class="grow" />
-        <div class="row zoom" role="group" aria-label="Zoom">
+        <div class="row zoom" role="group" aria-label="Zoom and download">
           {ZOOMS.map(({ label, sign, change }) => (
             <Button key={sign} small aria-label={label} title={label} disabled={sign !== "+" && !view.range} onClick={() => setRange(zoomed(drawing, view.range, change))}>{sign}</Button>
           ))}
           <Button small disabled={!view.range} onClick={() => setRange(null, true)}>Reset</Button>
+          <Button small onClick={() => png(plots.current, drawing, name)}>PNG</Button>
+          {actions}
         </div>
-        <Button small onClick={() => png(plots.current, drawing, name)}>PNG</Button>
-        {actions}
       </div>
       <p class="where">{drawing.xs.length > 0 && where(Math.min(cursor.value ?? Infinity, drawing.xs.length - 1))}</p>
       {drawing.panels.map((panel, index) => <Plot key={panel.title} {...{ drawing, panel, view, cursor }} onPlot={(plot) => (plots.current[index] = plot)} />)}

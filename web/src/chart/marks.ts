@@ -76,8 +76,9 @@ export function drawOver(u: uPlot, { marks = [], xs }: Drawing, { level }: Panel
     if (level && y >= 0 && y <= height) {
       [ctx.strokeStyle, ctx.fillStyle, ctx.textAlign] = [ink("--base"), ink("--base"), "right"];
       line(ctx, [6, 4], 0, y, width, y);
-      [ctx.strokeStyle, ctx.lineWidth] = [ink("--bg"), 3];
-      line(ctx, [], width - 6, y - 9, width - 6 - ctx.measureText(level.label).width, y - 9);
+      ctx.setLineDash([]);
+      [ctx.strokeStyle, ctx.lineWidth, ctx.lineJoin] = [ink("--bg"), 4, "round"];
+      ctx.strokeText(level.label, width - 6, y - 5);
       ctx.fillText(level.label, width - 6, y - 5);
     }
     [ctx.textAlign, ctx.lineWidth] = ["left", 1];

@@ -1,17 +1,14 @@
 // One plot on uPlot: made once, then given new data. What it draws is the drawing's, how it is looked at the view's.
-import { useSignalEffect } from "@preact/signals";
-import type { Signal } from "@preact/signals";
+import { useSignalEffect, type Signal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 import { setQuery } from "../router";
 import { theme } from "../ui";
-import { loss, percent } from "../ui/format";
+import { loss, percent, rate } from "../ui/format";
 import { drawOver, drawUnder, FONT, ink, NAMES } from "./marks";
-import { at, AXES, extent, upTo } from "./series";
-import type { Axis, Column, Range } from "./series";
-import { setRange } from "./view";
-import type { View } from "./view";
+import { at, AXES, extent, upTo, type Axis, type Column, type Range } from "./series";
+import { setRange, type View } from "./view";
 
 /** Raw values lie faint under the smoothed ones; dots are joined by a thin line. Each if it is there. */
 export interface Line {
@@ -91,7 +88,7 @@ export function Plot(props: PlotProps) {
   return (
     <figure class="plot">
       <figcaption>
-        <h3>{panel.title}</h3>
+        <h2>{panel.title}</h2>
         <Legend panel={panel} index={cursor.value ?? drawing.xs.length - 1} />
       </figcaption>
       <div ref={host} class={panel.share ? "canvas low" : "canvas"} role="img" aria-label={panel.about} />
@@ -146,9 +143,10 @@ function logSplits(u: uPlot, _: number, min: number, max: number): number[] {
 }
 
 function words(splits: number[], share: boolean): string[] {
-  const digits = Math.max(0, -Math.floor(Math.log10((splits[1] ?? 1) - (splits[0] ?? 0)) + 1e-9));
-  if (share) return splits.map((value) => `${(100 * value).toFixed(Math.max(0, digits - 2))} %`);
-  return splits.map((value) => (digits > 3 || value >= 1e5 ? value.toExponential(1) : value.toFixed(digits)));
+  const scale = share ? 100 : 1;
+  const step = Number((scale * ((splits[1] ?? 1) - (splits[0] ?? 0))).toPrecision(3));
+  const digits = String(step).split(".")[1]?.length ?? 0;
+  return splits.map((value) => (step < 1e-4 ? value.toExponential(2) : `${(scale * value).toFixed(digits)}${share ? " %" : ""}`));
 }
 
 function options(latest: Latest, log: boolean): Omit<uPlot.Options, "width" | "height"> {
@@ -165,7 +163,7 @@ function options(latest: Latest, log: boolean): Omit<uPlot.Options, "width" | "h
     },
     axes: [
       { ...axis, size: 28 + (panel.share || !drawing.borders ? 0 : NAMES), space: 80, values: (_, splits) => splits.map(AXES[drawing.axis].format), ...(drawing.axis === "time" && { incrs: SECONDS }) },
-      { ...axis, size: 52, space: 36, values: (_, splits) => (log ? splits.map(loss) : words(splits, panel.share)), ...(log && { splits: logSplits }) },
+      { ...axis, size: 52, space: 36, values: (_, splits) => (log ? splits.map(rate) : words(splits, panel.share)), ...(log && { splits: logSplits }) },
     ],
     cursor: {
       y: false,

@@ -11,7 +11,7 @@ const clock = (seconds: number): string => (seconds < 60 ? `${number(seconds)} s
 
 type Of = (point: Metric, first: Metric) => number;
 export const AXES: Record<Axis, { label: string; of: Of; format: (value: number) => string }> = {
-  step: { label: "Step", of: (point) => point.data.step, format: (value) => (value >= 1e5 ? compact(value) : number(value)) },
+  step: { label: "Step", of: (point) => point.data.step, format: number },
   epoch: { label: "Epoch", of: (point) => point.data.epoch, format: number },
   tokens: { label: "Tokens", of: (point) => point.data.tokens_seen ?? 0, format: compact },
   time: { label: "Time", of: (point, first) => (point.created_at ?? 0) - (first.created_at ?? 0), format: clock },
@@ -36,7 +36,8 @@ export function smooth(values: Column, points: readonly Metric[], strength: numb
   const raw = known.map(({ value }) => value);
   const thinned = last && points.length < last.step - first!.step;
   known.forEach((one, index) => {
-    if (thinned) one.value = raw.slice(Math.max(0, index - 2), index + 3).sort((a, b) => a - b)[Math.min(2, index)] ?? one.value;
+    const near = raw.slice(Math.max(0, index - 2), index + 3);
+    if (thinned) one.value = near.sort((a, b) => a - b)[near.length >> 1]!;
     one.sum = -one.value;
   });
   const unit = Math.max((last?.total_steps ?? 0) / 1000, (known.at(-1)?.step ?? 0) / Math.max(1, known.length), 1e-9);

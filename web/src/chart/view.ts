@@ -1,7 +1,6 @@
 // How charts are looked at: a part of the page's URL.
 import { setQuery, useQuery } from "../router";
-import { AXES } from "./series";
-import type { Axis, Range } from "./series";
+import { AXES, type Axis, type Range } from "./series";
 
 export const SMOOTH = 0.6;
 

@@ -1,12 +1,10 @@
 // Up to eight jobs over one another: their curves, what differs between them, and how they ended.
 import { useMemo, useRef } from "preact/hooks";
-import { get } from "../api/client";
-import type { Diagnosis, Metric, Run } from "../api/client";
+import { get, type Metric, type Run } from "../api/client";
 import { isOver } from "../api/live";
 import { Charts } from "../chart/charts";
 import type { Drawing, Panel } from "../chart/plot";
-import { AXES, column, join, places, smooth } from "../chart/series";
-import type { Axis } from "../chart/series";
+import { AXES, column, join, places, smooth, type Axis } from "../chart/series";
 import { useView } from "../chart/view";
 import { Link, setQuery, useQuery } from "../router";
 import { Badge, Button, Card, Check, Empty, ErrorNote, LinkButton, Page, Select, Skeleton, useLoad } from "../ui";
@@ -19,23 +17,16 @@ const POINTS = 1000;
 const POLL_MS = 5000;
 
 /** `color` is an index kept in the URL, so that it stays when others come and go. */
-interface Slot {
-  id: string;
-  color: number;
-}
-interface Loaded {
-  run: Run;
-  points: Metric[];
-  diagnosis: Diagnosis | null;
-}
+type Slot = { id: string; color: number };
+type Loaded = { run: Run; points: Metric[]; verdict: string | null };
 type Compared = Slot & Loaded & { name: string };
 
 /** jobs=ID,ID.4: a job with no colour of its own takes the first that is free. */
 function slots(text: string): Slot[] {
   const chosen = [...new Map(text.split(",").filter(Boolean).map((part) => part.split(".") as [string, string | undefined]))].slice(0, MOST);
-  const taken = chosen.map(([, color]) => color && Number(color));
-  const free = Array.from({ length: MOST }, (_, color) => color).filter((color) => !taken.includes(color));
-  return chosen.map(([id, color]) => ({ id, color: color ? Number(color) % MOST : free.shift()! }));
+  const free = new Set(Array(MOST).keys());
+  const own = chosen.map(([, color]) => (color && free.delete(Number(color)) ? Number(color) : null));
+  return chosen.map(([id], index) => ({ id, color: own[index] ?? [...free].find((color) => free.delete(color))! }));
 }
 
 const keep = (chosen: readonly Slot[], added?: string) => setQuery({ jobs: [...chosen.map(({ id, color }) => `${id}.${color}`), ...(added ? [added] : [])].join() }, { push: true });
@@ -78,7 +69,7 @@ export default function Compare() {
         <>
           <Card><Charts drawing={drawing} name={runs.map(({ name }) => name).join(", ")} where={where} /></Card>
           <Card title="Results">
-            <Grid label="Results" class="results" head={["Run", "Status", "Full validation loss", "Token accuracy", "Steps", "Tokens", "Time", "Verdict"]} rows={runs.map((run) => results(run, () => remove(run.id)))} />
+            <Grid label="Table of results" class="results" head={["Run", "Status", "Full validation loss", "Token accuracy", "Steps", "Tokens", "Time", "Verdict"]} rows={runs.map((run) => results(run, () => remove(run.id)))} />
           </Card>
           <Differences runs={runs} />
         </>
@@ -88,12 +79,12 @@ export default function Compare() {
 }
 
 async function fetchRun(job_id: string, abort: AbortSignal): Promise<Loaded> {
-  const [run, page, diagnosis] = await Promise.all([
+  const [run, page, overview] = await Promise.all([
     get("/api/jobs/{job_id}", { job_id }, abort),
     get("/api/jobs/{job_id}/metrics", { job_id, max_points: POINTS }, abort),
-    get("/api/jobs/{job_id}/diagnosis", { job_id }, abort).catch(() => null), // there is none yet
+    get("/api/jobs", { q: job_id, limit: 1 }, abort),
   ]);
-  return { run, points: page.data, diagnosis };
+  return { run, points: page.data, verdict: overview.data[0]?.verdict ?? null };
 }
 
 function draw(runs: readonly Compared[], axis: Axis, strength: number): Drawing {
@@ -128,7 +119,7 @@ function Picker({ chosen }: { chosen: readonly Slot[] }) {
 const Name = ({ color, id, name }: Compared) => <span class="run-name"><i style={{ background: `var(--run-${color})` }} /><Link to={`/jobs/${id}`} title={name}>{name}</Link></span>;
 
 function results(one: Compared, remove: () => void) {
-  const { run, points, diagnosis } = one;
+  const { run, points, verdict } = one;
   const { base, now } = gained(points, run.resolved?.select_by);
   const [first, last] = [points[0], points.at(-1)];
   const end = run.job.finished_at ?? last?.created_at;
@@ -140,14 +131,14 @@ function results(one: Compared, remove: () => void) {
     number(last?.data.step),
     compact(last?.data.tokens_seen),
     duration(first?.created_at && end ? end - first.created_at : null),
-    run.job.error?.message ?? diagnosis?.verdict ?? "–",
+    run.job.error?.message ?? verdict ?? "–",
   ];
 }
 
 function Differences({ runs }: { runs: readonly Compared[] }) {
   const all = useQuery("rows") === "all";
   const settings = runs.map(({ run: { job, training_file, validation_file, resolved, asked } }): Record<string, unknown> => {
-    const file = (of: Run["validation_file"]) => of && `${of.filename ?? "deleted"} (${of.id})`;
+    const file = (of: Run["validation_file"]) => of && `${of.filename ?? "deleted"} (…${of.id.slice(-6)})`;
     return { model: job.model, training_file: file(training_file), validation_file: file(validation_file), ...(resolved ?? asked), seed: job.seed };
   });
   const names = [...new Set(settings.flatMap(Object.keys))].filter((name) => all || new Set(settings.map((one) => told(one[name]))).size > 1);

@@ -1,10 +1,8 @@
 // A job: how it goes, its curves and what they mean, and below all there is to know of it.
+import { useComputed } from "@preact/signals";
 import type { ComponentChildren } from "preact";
-import { useEffect, useState } from "preact/hooks";
-import { get, post } from "../api/client";
-import type { Run } from "../api/client";
-import { isOver, useLive } from "../api/live";
-import type { LiveJob } from "../api/live";
+import { get, post, type Run } from "../api/client";
+import { isOver, useLive, type LiveJob } from "../api/live";
 import { Badge, Button, Card, confirm, Copy, ErrorNote, LinkButton, Note, Page, Progress, Skeleton, Time, toast, useLoad } from "../ui";
 import { compact, dateTime, duration, number } from "../ui/format";
 import { Curves } from "./job/curves";
@@ -15,6 +13,7 @@ import { Change, gained, tryLink } from "./job/parts";
 
 export default function JobScreen({ id }: { id: string }) {
   const live = useLive(id);
+  const curves = useComputed(() => (live.version.value === 0 ? "loading" : live.points.length ? "there" : "none")).value;
   const [run, error, diagnosis] = [live.run.value, live.error.value, live.diagnosis.value];
   const listed = useLoad(async (abort) => (run && isOver(run) ? (await get("/v1/fine_tuning/jobs/{job_id}/checkpoints", { job_id: id, limit: 100 }, abort)).data : []), [run?.status]);
   if (!run) return <Page title="Job" wide>{error ? <ErrorNote error={error} /> : <Skeleton height={640} />}</Page>;
@@ -35,7 +34,7 @@ export default function JobScreen({ id }: { id: string }) {
       <Doing live={live} run={run} />
       <div class="job-split">
         <Card class="curves">
-          {live.version.value === 0 ? <Skeleton height={620} /> : live.points.length ? <Curves live={live} run={run} name={name} /> : <p class="unstarted muted">{empty}</p>}
+          {curves === "loading" ? <Skeleton height={620} /> : curves === "there" ? <Curves live={live} run={run} name={name} /> : <p class="unstarted muted">{empty}</p>}
         </Card>
         <Interpretation live={live} run={run} checkpoints={checkpoints} />
       </div>
@@ -51,11 +50,7 @@ export default function JobScreen({ id }: { id: string }) {
 
 function Figures({ live, run }: { live: LiveJob; run: Run }) {
   live.version.value;
-  const [now, setNow] = useState(Date.now() / 1000);
-  useEffect(() => {
-    const timer = setInterval(() => setNow(Date.now() / 1000), 1000);
-    return () => clearInterval(timer);
-  }, []);
+  const now = Date.now() / 1000;
   const [first, last] = [live.points[0], live.points.at(-1)];
   const { base, now: tuned } = gained(live.points, isOver(run) ? run.resolved?.select_by : "last");
   const end = run.job.finished_at ?? (run.status === "running" ? now : last?.created_at);
@@ -75,22 +70,23 @@ function Figures({ live, run }: { live: LiveJob; run: Run }) {
 
 /** What happens now, where the figures do not say it. */
 function Doing({ live, run }: { live: LiveJob; run: Run }) {
-  live.version.value;
+  const loaded = live.version.value > 0;
   const last = live.points.at(-1)?.data;
+  const after = last ? ` after step ${number(last.step)}` : loaded ? " before its first step" : "";
   const place = run.queue_position === 1 ? "It is next." : run.queue_position ? `It is number ${run.queue_position}.` : "";
   const words: Partial<Record<Run["status"], string>> = {
     validating_files: "Every row of its files is being checked. Then the job waits for its turn.",
     queued: `The job waits for a worker. ${place}`,
-    running: last ? "" : "The model is being loaded. Before the first step the base model is evaluated on the validation data.",
-    paused: `Paused ${last ? `after step ${number(last.step)}` : "before its first step"}. It goes on from there when it is resumed.`,
-    cancelled: `Cancelled ${last ? `after step ${number(last.step)}` : "before its first step"}.`,
+    running: last || !loaded ? "" : "The model is being loaded. Before the first step the base model is evaluated on the validation data.",
+    paused: `Paused${after}. It goes on from there when it is resumed.`,
+    cancelled: `Cancelled${after}.`,
   };
   const asked = run.status === "running" && { run: "", pause: "Pausing at the next checkpoint.", cancel: "Being cancelled." }[run.request];
   const said = asked || words[run.status];
   return (
     <>
       {said && <Note severity={asked || run.status === "paused" ? "warning" : "info"}><p>{said}</p></Note>}
-      {!isOver(run) && run.status !== "queued" && <Progress label="Steps done" share={last ? last.step / last.total_steps : null} />}
+      {!isOver(run) && run.status !== "queued" && <Progress label="Steps done" share={last ? last.step / last.total_steps : loaded ? null : 0} />}
     </>
   );
 }

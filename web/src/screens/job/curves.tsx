@@ -1,16 +1,14 @@
 // A job's charts: which points are drawn (finer ones where it is zoomed in), what stands on them, and all full evaluations as a table.
 import { useEffect, useMemo, useState } from "preact/hooks";
-import { get, url } from "../../api/client";
-import type { Diagnosis, Metric, MetricData, Run } from "../../api/client";
+import { get, url, type Diagnosis, type Metric, type MetricData, type Run } from "../../api/client";
 import type { LiveJob } from "../../api/live";
 import { Charts } from "../../chart/charts";
 import type { Drawing, Line, Panel } from "../../chart/plot";
-import { at, AXES, column, places, save, smooth } from "../../chart/series";
-import type { Axis } from "../../chart/series";
+import { at, AXES, column, places, save, smooth, type Axis } from "../../chart/series";
 import { useView } from "../../chart/view";
 import { Button } from "../../ui";
 import { loss, number, percent } from "../../ui/format";
-import { best, Grid } from "./parts";
+import { best, Fold, Grid } from "./parts";
 
 const DETAIL_POINTS = 4000;
 const DETAIL_WAIT_MS = 200;
@@ -30,17 +28,14 @@ export function Curves({ live, run, name }: { live: LiveJob; run: Run; name: str
   };
   const [result] = run.job.result_files;
   const download = () => (result ? location.assign(url("/v1/files/{file_id}/content", { file_id: result })) : save(csv(points), `${name}.csv`));
-  const rows = points.flatMap(({ data }) => (data.full_valid_loss == null ? [] : [data]));
+  const row = (data: MetricData) => [data.step ? number(data.step) : "0, base model", number(data.epoch), loss(data.train_loss), loss(data.full_valid_loss), percent(data.full_valid_mean_token_accuracy)];
+  const rows = points.flatMap(({ data }) => (data.full_valid_loss == null ? [] : [row(data)]));
   return (
     <>
       <Charts {...{ drawing, name, where }} actions={<Button small onClick={download}>CSV</Button>} />
-      <details>
-        <summary>Full evaluations as a table ({rows.length})</summary>
-        <Grid
-          label="Full evaluations" class="low-table" head={["Step", "Epoch", "Train loss", "Full validation loss", "Full validation token accuracy"]}
-          rows={rows.map((data) => [data.step ? number(data.step) : "0, base model", number(data.epoch), loss(data.train_loss), loss(data.full_valid_loss), percent(data.full_valid_mean_token_accuracy)])}
-        />
-      </details>
+      <Fold title={`Full evaluations as a table (${rows.length})`}>
+        <Grid label="Full evaluations" class="low-table" head={["Step", "Epoch", "Train loss", "Full validation loss", "Full validation token accuracy"]} rows={rows} />
+      </Fold>
     </>
   );
 }
@@ -101,16 +96,16 @@ function draw(points: readonly Metric[], diagnosis: Diagnosis | null, axis: Axis
     const value = base?.[`full_valid_${measure}`];
     return { title, about: `${title}. ${about}`, share: measure !== "loss", lines, level: value == null ? undefined : { label: "Base model", value } };
   };
+  const epochs = points.map(({ data }) => Math.floor(data.epoch + 1e-9));
   const [least, use] = [best(points)?.step, diagnosis?.checkpoint?.step];
   const marks = [
     { step: least, label: `best${least === use ? ", to use" : ""}: step ${number(least)}`, color: "--full", dash: [2, 3] },
     { step: least === use ? undefined : use, label: `to use: step ${number(use)}`, color: "--accent", dash: [] },
   ];
   return {
-    axis,
-    xs,
+    axis, xs,
     panels: [panel("Loss", "loss", diagnosis?.plots.loss), panel("Token accuracy", "mean_token_accuracy", diagnosis?.plots.token_accuracy)],
-    borders: points.flatMap(({ data }, index) => (index && Math.floor(data.epoch + 1e-9) > Math.floor(points[index - 1]!.data.epoch + 1e-9) ? [{ x: xs[index]!, epoch: Math.floor(data.epoch + 1e-9) }] : [])),
+    borders: points.flatMap((_, index) => (index && epochs[index]! > epochs[index - 1]! ? [{ x: xs[index]!, epoch: epochs[index]! }] : [])),
     marks: marks.flatMap(({ step, ...mark }) => (step === undefined ? [] : [{ ...mark, x: place(step) }])),
     bands: (diagnosis?.findings ?? []).flatMap(({ code, severity, steps }) => (steps ? [{ code, from: place(steps[0]), to: place(steps[1]), color: SEVERITY[severity] }] : [])),
   };

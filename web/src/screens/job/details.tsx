@@ -1,12 +1,13 @@
 // Below the curves: checkpoints, rows the model does badly on, what the job was told and what it said, its files.
 import { useState } from "preact/hooks";
-import { get, url } from "../../api/client";
-import type { Checkpoint, Diagnosis, FileRow, RowLoss, Run } from "../../api/client";
+import { get, url, type Checkpoint, type Diagnosis, type FileRow, type Run } from "../../api/client";
 import type { LiveJob } from "../../api/live";
 import { setQuery, useQuery } from "../../router";
-import { Badge, Button, Card, Check, ErrorNote, LinkButton, Skeleton, Table, Time, useLoad } from "../../ui";
+import { Badge, Button, Card, Check, ErrorNote, LinkButton, Skeleton, Time, useLoad } from "../../ui";
 import { bytes, loss, number, percent, plural } from "../../ui/format";
-import { Facts, Grid, told, tryLink } from "./parts";
+import { Facts, Fold, Grid, told, tryLink } from "./parts";
+
+const METRICS = { train_loss: "Train loss", valid_loss: "Validation loss", full_valid_loss: "Full validation loss" };
 
 export function Checkpoints({ run, checkpoints, use }: { run: Run; checkpoints: readonly Checkpoint[]; use: number | undefined }) {
   const least = Math.min(...checkpoints.map(({ metrics }) => metrics.full_valid_loss ?? Infinity));
@@ -16,13 +17,11 @@ export function Checkpoints({ run, checkpoints, use }: { run: Run; checkpoints: 
   return (
     <Card title="Checkpoints">
       <Grid
-        label="Checkpoints" class="checkpoints" head={["Step", "Model", "Train loss", "Validation loss", "Full validation loss", "Token accuracy", <span class="sr-only">Try</span>]}
+        label="Table of checkpoints" class="checkpoints" head={["Step", "Model", ...Object.values(METRICS), "Token accuracy", <span class="sr-only">Try</span>]}
         rows={checkpoints.map((one) => [
           <span class="row">{number(one.step_number)} {marks(one).map((mark) => <Badge key={mark} of={mark === "to use" ? "succeeded" : "info"}>{mark}</Badge>)}</span>,
           <code class="wrap">{one.fine_tuned_model_checkpoint}</code>,
-          loss(one.metrics.train_loss),
-          loss(one.metrics.valid_loss),
-          loss(one.metrics.full_valid_loss),
+          ...Object.keys(METRICS).map((name) => loss(one.metrics[name])),
           percent(one.metrics.full_valid_mean_token_accuracy),
           <LinkButton small to={tryLink(run.job.model, one.fine_tuned_model_checkpoint)}>Try</LinkButton>,
         ])}
@@ -33,7 +32,7 @@ export function Checkpoints({ run, checkpoints, use }: { run: Run; checkpoints: 
 
 export function Rows({ run, rows }: { run: Run; rows: Diagnosis["rows"] }) {
   const [training, validation] = [run.training_file.id, (run.validation_file ?? run.training_file).id];
-  const lists: [string, string, RowLoss[] | undefined][] = [["Worst validation rows", validation, rows.worst_validation], ["Worse than under the base model", validation, rows.worse_than_base], ["Worst training rows", training, rows.worst_training]];
+  const lists = [["Worst validation rows", validation, rows.worst_validation], ["Worse than under the base model", validation, rows.worse_than_base], ["Worst training rows", training, rows.worst_training]] as const;
   const found = lists.filter(([, , list]) => list?.length);
   if (!found.length) return null;
   return (
@@ -43,7 +42,7 @@ export function Rows({ run, rows }: { run: Run; rows: Diagnosis["rows"] }) {
         {found.map(([title, file, list]) => (
           <section key={title} class="stack tight">
             <h3>{title}</h3>
-            <Table label={title} class="low-table" head={["Line", "Loss", "Base model's", "Target tokens"]}>{list!.map((row) => <Row key={row.line} row={row} file={file} />)}</Table>
+            <Grid label={title} class="low-table" head={["Line", "Loss", "Base model's", "Target tokens"]} rows={list!.map((row) => [<Row {...row} file={file} />, loss(row.loss), loss(row.base_loss), number(row.target_tokens)])} />
           </section>
         ))}
       </div>
@@ -51,15 +50,9 @@ export function Rows({ run, rows }: { run: Run; rows: Diagnosis["rows"] }) {
   );
 }
 
-function Row({ row: { line, loss: now, base_loss, target_tokens }, file }: { row: RowLoss; file: string }) {
+function Row({ file, line }: { file: string; line: number }) {
   const [open, setOpen] = useState(false);
-  const button = <Button small kind="ghost" aria-expanded={open} onClick={() => setOpen(!open)}>{open ? "▾" : "▸"} line {number(line)}</Button>;
-  return (
-    <>
-      <tr role="row">{[button, loss(now), loss(base_loss), number(target_tokens)].map((cell, index) => <td key={index} role="cell">{cell}</td>)}</tr>
-      {open && <tr role="row"><td role="cell" colSpan={4}><Text file={file} line={line} /></td></tr>}
-    </>
-  );
+  return <details onToggle={(event) => setOpen(event.currentTarget.open)}><summary>{number(line)}</summary>{open && <Text {...{ file, line }} />}</details>;
 }
 
 function Text({ file, line }: { file: string; line: number }) {
@@ -85,15 +78,10 @@ export function Settings({ run: { asked, resolved, reasons, plan, job } }: { run
   return (
     <Card title="Hyperparameters">
       <Grid
-        label="Hyperparameters" head={["Name", "Asked", "Used", "Reason"]}
+        label="Table of hyperparameters" head={["Name", "Asked", "Used", "Reason"]}
         rows={names.map((name) => [<code>{name}</code>, name in asked ? told(asked[name]) : "–", name in used ? told(used[name]) : "not yet", <span class="muted small">{reasons[name]}</span>])}
       />
-      {plan && (
-        <details>
-          <summary>Execution plan</summary>
-          <Facts of={Object.entries(plan).map(([name, value]) => [name, told(value)])} />
-        </details>
-      )}
+      {plan && <Fold title="Execution plan"><Facts of={Object.entries(plan).map(([name, value]) => [name, told(value)])} /></Fold>}
     </Card>
   );
 }
@@ -122,16 +110,8 @@ export function Events({ live }: { live: LiveJob }) {
 export function Files({ run }: { run: Run }) {
   const [result] = run.job.result_files;
   const { data } = useLoad(async (abort) => (result ? get("/v1/files/{file_id}", { file_id: result }, abort) : null), [result]);
+  const link = ({ id, filename, bytes: size }: Run["training_file"]) =>
+    filename === null ? `${id}, deleted` : <><a href={url("/v1/files/{file_id}/content", { file_id: id })} download={filename}>{filename}</a> <span class="muted nowrap">{bytes(size)}</span></>;
   const files = Object.entries({ Training: run.training_file, Validation: run.validation_file, Result: data });
-  return (
-    <Card title="Files">
-      <Facts
-        of={files.flatMap(([role, file]) => {
-          if (!file) return [];
-          const { id, filename } = file;
-          return [[role, filename === null ? `${id}, deleted` : <><a href={url("/v1/files/{file_id}/content", { file_id: id })} download={filename}>{filename}</a> <span class="muted nowrap">{bytes(file.bytes)}</span></>]];
-        })}
-      />
-    </Card>
-  );
+  return <Card title="Files"><Facts of={files.flatMap(([role, file]) => (file ? [[role, link(file)]] : []))} /></Card>;
 }

@@ -1,12 +1,11 @@
 // What the curves mean: verdict, findings, the checkpoint to use, the next run.
 import { useEffect, useRef } from "preact/hooks";
 import type { Checkpoint, Finding, Run } from "../../api/client";
-import { isOver } from "../../api/live";
-import type { LiveJob } from "../../api/live";
+import { isOver, type LiveJob } from "../../api/live";
 import { setQuery, useQuery } from "../../router";
 import { Badge, Card, LinkButton } from "../../ui";
 import { loss, number, percent, words } from "../../ui/format";
-import { Facts, told, tryLink } from "./parts";
+import { Facts, Fold, told, tryLink } from "./parts";
 
 export function Interpretation({ live, run, checkpoints }: { live: LiveJob; run: Run; checkpoints: readonly Checkpoint[] }) {
   const said = live.diagnosis.value;
@@ -44,16 +43,10 @@ export function Interpretation({ live, run, checkpoints }: { live: LiveJob; run:
           <div><LinkButton small to={`/jobs/new?from=${run.id}`}>Start the next run</LinkButton></div>
         </section>
       )}
-      <details>
-        <summary>How to read these curves</summary>
+      <Fold title="How to read these curves">
         <div class="stack">{[["Loss", plots.loss], ["Token accuracy", plots.token_accuracy], ["Together", reading]].map(([title, text]) => <p key={title}><b>{title}.</b> {text}</p>)}</div>
-      </details>
-      {cannot_tell.length > 0 && (
-        <details>
-          <summary>What these curves cannot tell</summary>
-          <ul>{cannot_tell.map((line) => <li key={line}>{line}</li>)}</ul>
-        </details>
-      )}
+      </Fold>
+      {cannot_tell.length > 0 && <Fold title="What these curves cannot tell"><ul>{cannot_tell.map((line) => <li key={line}>{line}</li>)}</ul></Fold>}
     </Card>
   );
 }
@@ -74,10 +67,7 @@ function FindingItem({ finding: { code, severity, steps, message, advice, change
       <p>{message}</p>
       {advice && <p><b>Advice.</b> {advice}</p>}
       {changes.length > 0 && <ul class="changes">{changes.map((change) => <li key={change.knob}><Knob {...change} />, because {change.reason}</li>)}</ul>}
-      <details>
-        <summary>Evidence{confidence < 1 && `, ${percent(confidence, 0)} sure`}</summary>
-        <Facts of={Object.entries(evidence).map(([name, value]) => [words(name), told(value)])} />
-      </details>
+      <Fold title={`Evidence${confidence < 1 ? `, ${percent(confidence, 0)} sure` : ""}`}><Facts of={Object.entries(evidence).map(([name, value]) => [words(name), told(value)])} /></Fold>
     </li>
   );
 }

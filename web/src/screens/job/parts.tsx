@@ -8,10 +8,10 @@ export const tryLink = (...models: string[]): string => `/try?models=${models.ma
 
 /** A value of unknown shape in few words. */
 export function told(value: unknown): string {
-  if (value === null || value === undefined) return "none";
   if (typeof value === "number") return Number.isInteger(value) ? number(value) : rate(value);
   if (Array.isArray(value)) return value.map(told).join(", ");
-  return typeof value === "object" ? Object.entries(value).map(([name, inner]) => `${name} ${told(inner)}`).join(", ") : String(value);
+  if (value && typeof value === "object") return Object.entries(value).map(([name, inner]) => `${name} ${told(inner)}`).join(", ");
+  return String(value ?? "none");
 }
 
 /** The full evaluations of trained weights, the best by loss or accuracy first. */
@@ -28,7 +28,7 @@ export const gained = (points: readonly Metric[], select_by: unknown) => ({ base
 /** From → to with the change, good or not. */
 export function Change({ from, to, share = false }: { from: number | null | undefined; to: number | null | undefined; share?: boolean }) {
   const show = share ? percent : loss;
-  if (from == null || to == null) return <>{show(to ?? from)}</>;
+  if (from == null || to == null) return <>{from == null ? show(to) : `${show(from)} → –`}</>;
   const change = share ? 100 * (to - from) : (100 * (to - from)) / (from || 1);
   const tone = !change ? "muted" : change > 0 === share ? "good" : "worse";
   return (
@@ -43,10 +43,12 @@ export function Change({ from, to, share = false }: { from: number | null | unde
   );
 }
 
-export function Grid({ rows, ...rest }: { label: string; head: ComponentChildren[]; class?: string; rows: ComponentChildren[][] }) {
-  return <Table {...rest}>{rows.map((cells, row) => <tr key={row} role="row">{cells.map((cell, index) => <td key={index} role="cell">{cell}</td>)}</tr>)}</Table>;
-}
+export const Grid = ({ rows, ...rest }: { label: string; head: ComponentChildren[]; class?: string; rows: ComponentChildren[][] }) => (
+  <Table {...rest}>{rows.map((cells, row) => <tr key={row} role="row">{cells.map((cell, index) => <td key={index} role="cell">{cell}</td>)}</tr>)}</Table>
+);
 
-export function Facts({ of }: { of: [name: string, value: ComponentChildren][] }) {
-  return <dl class="facts small">{of.flatMap(([name, value], index) => [<dt key={index}>{name}</dt>, <dd key={-index - 1}>{value}</dd>])}</dl>;
-}
+export const Facts = ({ of }: { of: [name: string, value: ComponentChildren][] }) => (
+  <dl class="facts small">{of.flatMap(([name, value], index) => [<dt key={index}>{name}</dt>, <dd key={-index - 1}>{value}</dd>])}</dl>
+);
+
+export const Fold = ({ title, children }: { title: ComponentChildren; children: ComponentChildren }) => <details><summary>{title}</summary>{children}</details>;
