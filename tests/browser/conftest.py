@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from tunesmith.settings import Settings
 
 from ..contract import serving
 from ..contract.serving import KEY, Parrot, Serving
@@ -64,17 +67,33 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
     assert problems == []
 
 
+Deploy = Callable[[Path], Settings]
+
+
 @pytest.fixture(scope="session")
-def seeded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serving, seeded.Jobs]]:
+def deploy(tiny: Path) -> Deploy:
+    """Make the settings of a deployment whose base has a tokenizer, so that rows can be shown as it sees them."""
+
+    def make(directory: Path) -> Settings:
+        made = serving.settings(directory)
+        for path in tiny.glob("*token*"):
+            shutil.copy(path, Path(made.allowed_models[0]))
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def seeded_server(tmp_path_factory: pytest.TempPathFactory, deploy: Deploy) -> Iterator[tuple[Serving, seeded.Jobs]]:
     """A server with a job in each state, for tests that change nothing."""
-    with serving.serve(serving.settings(tmp_path_factory.mktemp("seeded")), Parrot()) as server:
+    with serving.serve(deploy(tmp_path_factory.mktemp("seeded")), Parrot()) as server:
         yield server, seeded.fill(server.context)
 
 
 @pytest.fixture
-def empty_server(tmp_path: Path) -> Iterator[Serving]:
+def empty_server(tmp_path: Path, deploy: Deploy) -> Iterator[Serving]:
     """A server that nobody has used yet."""
-    with serving.serve(serving.settings(tmp_path), Parrot()) as server:
+    with serving.serve(deploy(tmp_path), Parrot()) as server:
         yield server
 
 

@@ -1,6 +1,7 @@
 // The frame around every screen, and which screen a path shows.
 import type { ComponentType } from "preact";
 import { useEffect, useErrorBoundary, useState } from "preact/hooks";
+import { get } from "./api/client";
 import { Link, path } from "./router";
 import { ErrorNote, LinkButton, Overlays, Page, Skeleton, theme, toggleTheme } from "./ui";
 
@@ -86,7 +87,11 @@ function Lazy({ load, id }: { load: Loader; id: string }) {
   const [Loaded, setLoaded] = useState<Screen | null>(null);
   const [error, setError] = useState<Error | null>(null);
   useEffect(() => {
-    load().then((module) => setLoaded(() => module.default), setError);
+    const failed = async (problem: Error) => {
+      await get("/api/jobs", { limit: 1 }).catch(() => {}); // asks to log in, where that is what is wrong
+      setError(problem);
+    };
+    load().then((module) => setLoaded(() => module.default), failed);
   }, []);
   if (error) {
     return (
