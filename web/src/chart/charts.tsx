@@ -30,10 +30,10 @@ export function Charts({ drawing, name, where, actions }: { drawing: Drawing; na
     <div class="charts">
       <div class="chart-tools">
         <Segments label="X axis" value={view.axis} onChange={axis} options={Object.entries(AXES).map(([value, { label }]) => ({ value: value as Axis, label }))} />
-        <label class="smoothing">
+        <label class="row">
           Smoothing
           <input type="range" min={0} max={0.99} step={0.01} value={view.smooth} onInput={(event) => smooth(event.currentTarget.valueAsNumber)} />
-          <output>{view.smooth.toFixed(2)}</output>
+          <output class="muted">{view.smooth.toFixed(2)}</output>
         </label>
         <Check label="Log scale" checked={view.log} onChange={flag("log")} />
         <Check label="All values" checked={view.all} onChange={flag("all")} />
@@ -46,7 +46,7 @@ export function Charts({ drawing, name, where, actions }: { drawing: Drawing; na
           {actions}
         </div>
       </div>
-      <p class="where">{drawing.xs.length > 0 && where(Math.min(cursor.value ?? Infinity, drawing.xs.length - 1))}</p>
+      <p class="where clip muted small">{drawing.xs.length > 0 && where(Math.min(cursor.value ?? Infinity, drawing.xs.length - 1))}</p>
       {drawing.panels.map((panel, index) => <Plot key={panel.title} {...{ drawing, panel, view, cursor }} onPlot={(plot) => (plots.current[index] = plot)} />)}
     </div>
   );

@@ -4,7 +4,7 @@ import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 import { setQuery } from "../router";
-import { theme } from "../ui";
+import { Clip, theme } from "../ui";
 import { loss, percent, rate } from "../ui/format";
 import { drawOver, drawUnder, FONT, ink, NAMES } from "./marks";
 import { at, AXES, extent, upTo, type Axis, type Column, type Range } from "./series";
@@ -104,14 +104,14 @@ function Legend({ panel: { lines, level, share }, index }: { panel: Panel; index
       {lines.map(({ label, color, raw, values, dots }) => (
         <li key={label} style={{ "--color": `var(${color})` }}>
           <i class={values ? "" : "dot"} />
-          <span class="name" title={label}>{label}</span>
+          <Clip class="muted" text={label} />
           {values && <b>{format(values)}</b>}
-          {raw && !dots && <span class="raw">({format(raw)})</span>}
+          {raw && !dots && <span class="raw muted nowrap">({format(raw)})</span>}
           {values && dots && <i class="dot" />}
           {dots && <b>{format(dots)}</b>}
         </li>
       ))}
-      {level && <li style={{ "--color": "var(--base)" }}><i class="dashed" /><span class="name">{level.label}</span><b>{(share ? percent : loss)(level.value)}</b></li>}
+      {level && <li style={{ "--color": "var(--base)" }}><i class="dashed" /><span class="muted">{level.label}</span><b>{(share ? percent : loss)(level.value)}</b></li>}
     </ul>
   );
 }

@@ -4,19 +4,16 @@ import { AXES, type Axis, type Range } from "./series";
 
 export const SMOOTH = 0.6;
 
+/** `smooth` is 0 to 0.99; `all` shows spikes whole; `range` is what is seen of x, null for all; `finding` is the code of the chosen one. */
 export function useView() {
   const [x, smooth, from, to] = [useQuery("x"), Number(useQuery("smooth") ?? SMOOTH), useQuery("from"), useQuery("to")];
   const zoomed = from !== null && to !== null && Number(from) < Number(to);
   return {
     axis: x !== null && x in AXES ? (x as Axis) : "step",
     log: useQuery("log") === "1",
-    /** 0 to 0.99. */
     smooth: smooth >= 0 && smooth <= 0.99 ? smooth : SMOOTH,
-    /** Whether spikes are shown whole. */
     all: useQuery("all") === "1",
-    /** What is seen of x; null is everything. */
     range: zoomed ? ([Number(from), Number(to)] as Range) : null,
-    /** Code of the finding that is chosen. */
     finding: useQuery("finding"),
   };
 }

@@ -9,7 +9,6 @@ import { useView } from "../chart/view";
 import { Link, setQuery, useQuery } from "../router";
 import { Badge, Button, Card, Check, Empty, ErrorNote, LinkButton, Page, Select, Skeleton, useLoad } from "../ui";
 import { compact, duration, number } from "../ui/format";
-import "./job/job.css";
 import { Change, gained, Grid, told } from "./job/parts";
 
 const MOST = 8;
@@ -116,7 +115,7 @@ function Picker({ chosen }: { chosen: readonly Slot[] }) {
   return <div class="picker"><Select label="Add a run" quiet value="" disabled={full} options={options} onChange={(id) => keep(chosen, id)} /></div>;
 }
 
-const Name = ({ color, id, name }: Compared) => <span class="run-name"><i style={{ background: `var(--run-${color})` }} /><Link to={`/jobs/${id}`} title={name}>{name}</Link></span>;
+const Name = ({ color, id, name }: Compared) => <span class="run-name"><i style={{ background: `var(--run-${color})` }} /><Link class="clip" to={`/jobs/${id}`} title={name}>{name}</Link></span>;
 
 function results(one: Compared, remove: () => void) {
   const { run, points, verdict } = one;

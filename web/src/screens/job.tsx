@@ -8,7 +8,6 @@ import { compact, dateTime, duration, number } from "../ui/format";
 import { Curves } from "./job/curves";
 import { Checkpoints, Events, Files, Rows, Settings } from "./job/details";
 import { Interpretation } from "./job/interpretation";
-import "./job/job.css";
 import { Change, gained, tryLink } from "./job/parts";
 
 export default function JobScreen({ id }: { id: string }) {

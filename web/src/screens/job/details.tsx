@@ -86,8 +86,6 @@ export function Settings({ run: { asked, resolved, reasons, plan, job } }: { run
   );
 }
 
-const LEVELS = { info: "info", warn: "warning", error: "critical" } as const;
-
 export function Events({ live }: { live: LiveJob }) {
   const all = useQuery("events") === "all";
   const shown = live.events.value.filter((event) => all || event.type === "message");
@@ -97,7 +95,7 @@ export function Events({ live }: { live: LiveJob }) {
         {shown.map(({ id, created_at, level, message }) => (
           <li key={id}>
             <Time at={created_at} />
-            <p class="wrap">{level !== "info" && <><Badge of={LEVELS[level]}>{level}</Badge> </>}{message}</p>
+            <p class="wrap">{level !== "info" && <><Badge of={level === "warn" ? "warning" : "critical"}>{level}</Badge> </>}{message}</p>
           </li>
         ))}
       </ol>

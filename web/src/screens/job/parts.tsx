@@ -3,6 +3,7 @@ import type { ComponentChildren } from "preact";
 import type { Metric, MetricData } from "../../api/client";
 import { Table } from "../../ui";
 import { loss, number, percent, rate } from "../../ui/format";
+import "./job.css";
 
 export const tryLink = (...models: string[]): string => `/try?models=${models.map(encodeURIComponent).join()}`;
 
