@@ -16,6 +16,8 @@ SERIES = ("train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_t
 MIN_POINTS = 100
 _ALWAYS_KEPT = 60
 _KEPT_CURVES = 64
+#: Rows read at once: few enough that the API never holds a long job.
+_PAGE = 2_000
 
 #: For each of SERIES, the least and the greatest value and its row.
 _Bucket = list[tuple[float, MetricRow] | None]
@@ -123,6 +125,7 @@ class Curves:
             while len(self._curves) > _KEPT_CURVES:
                 self._curves.popitem(last=False)
         with lock:
-            for row in records.metrics_after(self._db, job.id, thinned.seq, limit=2**31):
-                thinned.add(row)
+            while rows := records.metrics_after(self._db, job.id, thinned.seq, limit=_PAGE):
+                for row in rows:
+                    thinned.add(row)
             return thinned.rows(), thinned.seq

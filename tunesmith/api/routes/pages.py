@@ -7,7 +7,7 @@ import hashlib
 from html import escape
 from pathlib import Path
 from string import Template
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
@@ -103,14 +103,22 @@ _NOT_BUILT = "The dashboard is not built. Hint: run `make dashboard` (or `python
 
 
 @router.get("/")
-@router.get("/jobs/{job_id}")
 @router.get("/compare")
 @router.get("/try")
 @router.get("/models")
 @router.get("/files")
+@router.get("/jobs/new")
 def dashboard() -> FileResponse:
     """Return the dashboard, whichever of its views is asked for."""
     if not (DIST / "index.html").is_file():
         raise Unavailable(_NOT_BUILT)
     policy = {"content-security-policy": _POLICY.format(style=""), "cache-control": "no-cache"}
     return FileResponse(DIST / "index.html", headers=policy)
+
+
+@router.get("/jobs/{job_id}")
+def job_page(job_id: str) -> FileResponse:
+    """Return the dashboard; the browser is told to ask for the job's figures at once, which is what takes longest."""
+    response = dashboard()
+    response.headers["link"] = f"</api/jobs/{quote(job_id, safe='')}/metrics?max_points=4000>; rel=preload; as=fetch; crossorigin"
+    return response

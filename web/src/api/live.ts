@@ -71,15 +71,18 @@ export class LiveJob {
     this.leave();
     const { signal: abort } = (this.attempt = new AbortController());
     try {
-      this.run.value = await get("/api/jobs/{job_id}", { job_id: this.id }, abort); // says what is wrong, where EventSource would not
+      // It says what is wrong, where EventSource would not.
+      const run = get("/api/jobs/{job_id}", { job_id: this.id }, abort).then((found) => (this.run.value = found));
       if (!this.loaded) {
-        const page = await get("/api/jobs/{job_id}/metrics", { job_id: this.id, max_points: MAX_POINTS }, abort);
-        if (!this.events.peek().length) await this.loadMoreEvents(abort);
+        this.events.value = [];
+        const figures = get("/api/jobs/{job_id}/metrics", { job_id: this.id, max_points: MAX_POINTS }, abort);
+        const [page] = await Promise.all([figures, run, this.loadMoreEvents(abort)]);
         this.points.push(...page.data);
         this.last = page.next;
         this.loaded = true;
         this.version.value++;
       }
+      await run;
     } catch (error) {
       if (abort.aborted) return;
       const known = error instanceof ApiError ? error : new ApiError(String(error), 0);
