@@ -69,11 +69,12 @@ export function Plot(props: PlotProps) {
   const log = view.log && !panel.share;
   const shape = panel.lines.map(({ label, color, raw, values, dots }) => [label, color, !!raw, !!values, !!dots]).join();
   useEffect(() => {
-    const size = () => ({ width: host.current!.clientWidth, height: host.current!.clientHeight });
-    const made = (plot.current = new uPlot({ ...options(latest, log), ...size() }, table(latest.current), host.current!));
+    const place = host.current!;
+    const size = () => ({ width: place.clientWidth, height: place.clientHeight });
+    const made = (plot.current = new uPlot({ ...options(latest, log), ...size() }, table(latest.current), place));
     props.onPlot(made);
     const resized = new ResizeObserver(() => made.setSize(size()));
-    resized.observe(host.current!);
+    resized.observe(place);
     return () => {
       resized.disconnect();
       made.destroy();
