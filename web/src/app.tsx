@@ -6,7 +6,7 @@ import { Link, path } from "./router";
 import { ErrorNote, LinkButton, Overlays, Page, Skeleton, theme, toggleTheme } from "./ui";
 
 /** A screen is the default export of its module; `id` is the job's of /jobs/{id}, else "". */
-export type Screen = ComponentType<{ id: string }>;
+type Screen = ComponentType<{ id: string }>;
 type Loader = () => Promise<{ default: Screen }>;
 
 const ROUTES: [RegExp, Loader][] = [
@@ -31,9 +31,7 @@ const NAV = [
 export function App() {
   return (
     <>
-      <a class="skip" href="#main">
-        Skip to content
-      </a>
+      <a class="skip" href="#main">Skip to content</a>
       <header class="top">
         <Link to="/" class="brand" aria-label="Tunesmith">
           <svg viewBox="0 0 32 32" width="20" height="20" aria-hidden="true">
@@ -43,11 +41,7 @@ export function App() {
           <span>Tunesmith</span>
         </Link>
         <nav aria-label="Main">
-          {NAV.map(([to, label]) => (
-            <Link key={to} to={to} aria-current={path.value === to ? "page" : undefined}>
-              {label}
-            </Link>
-          ))}
+          {NAV.map(([to, label]) => <Link key={to} to={to} aria-current={path.value === to ? "page" : undefined}>{label}</Link>)}
         </nav>
         <ThemeToggle />
       </header>
@@ -60,7 +54,7 @@ export function App() {
 function ThemeToggle() {
   const other = theme.value === "dark" ? "light" : "dark";
   return (
-    <button type="button" class="button ghost small theme" aria-label={`Use the ${other} theme`} title={`Use the ${other} theme`} onClick={toggleTheme}>
+    <button type="button" class="button ghost small" aria-label={`Use the ${other} theme`} title={`Use the ${other} theme`} onClick={toggleTheme}>
       <svg viewBox="0 0 16 16" width="16" height="16" aria-hidden="true">
         <circle cx="8" cy="8" r="6" fill="none" stroke="currentColor" stroke-width="1.5" />
         <path d="M8 2a6 6 0 0 1 0 12z" fill="currentColor" />
@@ -75,9 +69,7 @@ function Routed() {
   const [broken, reset] = useErrorBoundary();
   if (broken) {
     return (
-      <Page title="Something went wrong">
-        <ErrorNote error={broken} retry={reset} />
-      </Page>
+      <Page title="Something went wrong"><ErrorNote error={broken} retry={reset} /></Page>
     );
   }
   return load ? <Lazy load={load} id={/^\/jobs\/(.+)$/.exec(here)?.[1] ?? ""} /> : <NotFound />;
@@ -106,9 +98,7 @@ function Lazy({ load, id }: { load: Loader; id: string }) {
 function NotFound() {
   return (
     <Page title="Page not found">
-      <p>
-        There is nothing at <code>{path.value}</code>.
-      </p>
+      <p>There is nothing at <code>{path.value}</code>.</p>
       <LinkButton to="/">Go to the jobs</LinkButton>
     </Page>
   );

@@ -75,8 +75,6 @@ export function Link({ to, children, ...rest }: LinkProps) {
     navigate(to);
   };
   return (
-    <a {...rest} href={to} onClick={follow}>
-      {children}
-    </a>
+    <a {...rest} href={to} onClick={follow}>{children}</a>
   );
 }

@@ -5,10 +5,12 @@ import { useEffect, useMemo } from "preact/hooks";
 import { ApiError, get, TERMINAL, url } from "./client";
 import type { Diagnosis, Event, Metric, Run } from "./client";
 
-export type Connection = "loading" | "live" | "reconnecting" | "ended";
+type Connection = "loading" | "live" | "reconnecting" | "ended";
 
 const MAX_POINTS = 4000;
 const MAX_EVENTS = 1000;
+/** How many events that are no metrics one load looks for, and in how many pages at most. */
+const [MESSAGES, PAGES] = [15, 5];
 const FLUSH_MS = 50;
 const FIRST_WAIT_MS = 1000;
 const LONGEST_WAIT_MS = 10_000;
@@ -50,13 +52,19 @@ export class LiveJob {
   };
 
   loadMoreEvents = async (abort?: AbortSignal): Promise<void> => {
-    const after = this.events.peek().at(-1)?.id;
-    const page = await get("/v1/fine_tuning/jobs/{job_id}/events", { job_id: this.id, after, limit: 100 }, abort);
-    const known = new Set([...this.events.peek(), ...this.newEvents].map((event) => event.id));
-    batch(() => {
-      this.events.value = [...this.events.peek(), ...page.data.filter((event) => !known.has(event.id))];
-      this.moreEvents.value = page.has_more;
-    });
+    let messages = 0;
+    for (let page = 0; page < PAGES && messages < MESSAGES; page++) {
+      const after = this.events.peek().at(-1)?.id;
+      const { data, has_more } = await get("/v1/fine_tuning/jobs/{job_id}/events", { job_id: this.id, after, limit: 100 }, abort);
+      const known = new Set([...this.events.peek(), ...this.newEvents].map((event) => event.id));
+      const older = data.filter((event) => !known.has(event.id));
+      messages += older.filter((event) => event.type === "message").length;
+      batch(() => {
+        this.events.value = [...this.events.peek(), ...older];
+        this.moreEvents.value = has_more;
+      });
+      if (!has_more) return;
+    }
   };
 
   private leave(): void {
@@ -76,11 +84,12 @@ export class LiveJob {
       if (!this.loaded) {
         this.events.value = [];
         const figures = get("/api/jobs/{job_id}/metrics", { job_id: this.id, max_points: MAX_POINTS }, abort);
-        const [page] = await Promise.all([figures, run, this.loadMoreEvents(abort)]);
-        this.points.push(...page.data);
+        const [page] = await Promise.all([figures, run]);
+        this.points.splice(0, Infinity, ...page.data);
         this.last = page.next;
-        this.loaded = true;
         this.version.value++;
+        await this.loadMoreEvents(abort); // after the figures, so that none falls between the two and the stream
+        this.loaded = true;
       }
       await run;
     } catch (error) {

@@ -27,6 +27,7 @@ function drawing(u: uPlot, draw: (ctx: CanvasRenderingContext2D, width: number, 
   u.ctx.save();
   u.ctx.setTransform(scale, 0, 0, scale, u.bbox.left, u.bbox.top);
   u.ctx.font = FONT;
+  u.ctx.textBaseline = "alphabetic";
   u.ctx.lineWidth = 1;
   draw(u.ctx, u.bbox.width / scale, u.bbox.height / scale);
   u.ctx.restore();
@@ -74,14 +75,16 @@ export function drawOver(u: uPlot, { marks = [], xs }: Drawing, { level }: Panel
   drawing(u, (ctx, width, height) => {
     const y = level && xs.length ? Math.round(u.valToPos(level.value, "y")) + 0.5 : -1;
     if (level && y >= 0 && y <= height) {
-      [ctx.strokeStyle, ctx.fillStyle, ctx.textAlign] = [ink("--base"), ink("--base"), "right"];
+      [ctx.strokeStyle, ctx.textAlign] = [ink("--base"), "right"];
       line(ctx, [6, 4], 0, y, width, y);
-      ctx.setLineDash([]);
-      [ctx.strokeStyle, ctx.lineWidth, ctx.lineJoin] = [ink("--bg"), 4, "round"];
-      ctx.strokeText(level.label, width - 6, y - 5);
-      ctx.fillText(level.label, width - 6, y - 5);
+      // Above the line or, at the top of the plot, below it.
+      const [size, top] = [ctx.measureText(level.label).width + 8, y < 24 ? y + 2 : y - 18];
+      ctx.fillStyle = ink("--bg");
+      ctx.fillRect(width - size - 4, top, size, 16);
+      ctx.fillStyle = ink("--base");
+      ctx.fillText(level.label, width - 8, top + 12);
     }
-    [ctx.textAlign, ctx.lineWidth] = ["left", 1];
+    ctx.textAlign = "left";
     // From right to left, each name left of the one before, so that none lies on another.
     let end = width;
     for (const { x, label, color, dash } of marks.toSorted((a, b) => b.x - a.x)) {

@@ -7,9 +7,9 @@ import type { Drawing, Panel } from "../chart/plot";
 import { AXES, column, join, places, smooth, type Axis } from "../chart/series";
 import { useView } from "../chart/view";
 import { Link, setQuery, useQuery } from "../router";
-import { Badge, Button, Card, Check, Empty, ErrorNote, LinkButton, Page, Select, Skeleton, useLoad } from "../ui";
+import { Badge, Button, Card, Change, Check, Empty, ErrorNote, Grid, LinkButton, Page, Select, Skeleton, useLoad } from "../ui";
 import { compact, duration, number } from "../ui/format";
-import { Change, gained, Grid, told } from "./job/parts";
+import { gained, told } from "./job/parts";
 
 const MOST = 8;
 const POINTS = 1000;

@@ -1,13 +1,13 @@
 // The files: what each is, which jobs name it, what its lines hold; and uploads.
 import { Fragment } from "preact";
 import { useState } from "preact/hooks";
-import { del, get, upload, url } from "../api/client";
+import { del, get, url } from "../api/client";
 import type { FileOverview } from "../api/client";
 import { Link, setQuery, useQuery } from "../router";
-import { Button, Clip, Copy, Empty, ErrorNote, Page, Progress, Skeleton, Table, TextField, Time, toast, useLoad } from "../ui";
+import { Button, Clip, Copy, Empty, ErrorNote, Page, Skeleton, Table, TextField, Time, useLoad } from "../ui";
 import { bytes, number } from "../ui/format";
 import { Deleting, Users } from "./library";
-import "./try.css";
+import { Upload } from "./upload";
 
 const [PAGE, LINES] = [50, 20];
 const HEAD = ["Name", "Purpose", "Size", "Created", "Used by", <span class="sr-only">Actions</span>];
@@ -34,7 +34,7 @@ export default function Files() {
       {error && <ErrorNote error={error} retry={reload} />}
       {!data && !error && <Skeleton height={320} />}
       {data && data.files.length > 0 && (
-        <Table label="Files" busy={busy} class="library" head={HEAD}>
+        <Table label="Files" busy={busy} class="library cards" head={HEAD}>
           {data.files.map((file) => (
             <Fragment key={file.id}>
               <Row file={file} opened={file.id === opened} onDelete={() => setDoomed(file)} />
@@ -96,36 +96,6 @@ function Lines({ id }: { id: string }) {
       <ol class="lines" tabIndex={0} aria-label="Lines">
         {data.data.map(({ line, data, error }) => <li key={line}><span class="muted num">{line}</span>{error ? <p class="field-error">This line {error}</p> : <pre>{JSON.stringify(data, null, 2)}</pre>}</li>)}
       </ol>
-    </div>
-  );
-}
-
-function Upload({ onDone }: { onDone: () => void }) {
-  const [sent, setSent] = useState<{ name: string; share: number | null } | null>(null);
-  const [error, setError] = useState<string | null>(null);
-  const send = async (files: Iterable<File>) => {
-    setError(null);
-    for (const file of files) {
-      const { name } = file;
-      await upload(file, (share) => setSent({ name, share: share < 1 ? share : null })).then(() => toast(`${name} is uploaded.`), (refused) => setError(`${name}: ${refused.message}`));
-    }
-    setSent(null);
-    onDone();
-  };
-  const drop = (event: DragEvent) => {
-    event.preventDefault();
-    if (event.type === "drop") void send([...event.dataTransfer!.files]);
-  };
-  const pick = ({ currentTarget: input }: { currentTarget: HTMLInputElement }) => {
-    void send([...input.files!]);
-    input.value = ""; // so that the same file, mended, can be chosen again
-  };
-  return (
-    <div class="upload" onDragOver={drop} onDrop={drop}>
-      <span class="muted small">{sent ? `Sending ${sent.name}` : "Drop JSONL files here, or"}</span>
-      <label class="button primary"><input type="file" class="sr-only" multiple onChange={pick} />Upload</label>
-      {sent && <Progress label={`Upload of ${sent.name}`} share={sent.share} />}
-      {error && <ErrorNote error={error} />}
     </div>
   );
 }

@@ -3,12 +3,12 @@ import { useComputed } from "@preact/signals";
 import type { ComponentChildren } from "preact";
 import { get, post, type Run } from "../api/client";
 import { isOver, useLive, type LiveJob } from "../api/live";
-import { Badge, Button, Card, confirm, Copy, ErrorNote, LinkButton, Note, Page, Progress, Skeleton, Time, toast, useLoad } from "../ui";
+import { Badge, Button, Card, Change, confirm, Copy, ErrorNote, LinkButton, Note, Page, Progress, Skeleton, Time, toast, useLoad } from "../ui";
 import { compact, dateTime, duration, number } from "../ui/format";
 import { Curves } from "./job/curves";
 import { Checkpoints, Events, Files, Rows, Settings } from "./job/details";
 import { Interpretation } from "./job/interpretation";
-import { Change, gained, tryLink } from "./job/parts";
+import { gained, tryLink } from "./job/parts";
 
 export default function JobScreen({ id }: { id: string }) {
   const live = useLive(id);

@@ -4,7 +4,7 @@ import { useState } from "preact/hooks";
 import { get, post, TERMINAL } from "../api/client";
 import type { JobOverview, JobOverviewList, Status } from "../api/client";
 import { Link, navigate, setQuery, useQuery } from "../router";
-import { Badge, Button, Clip, Code, Empty, ErrorNote, LinkButton, Page, Progress, Segments, Skeleton, Table, TextField, Time, toast, useLoad } from "../ui";
+import { Badge, Button, Change, Clip, Code, Empty, ErrorNote, LinkButton, Page, Progress, Segments, Skeleton, Table, TextField, Time, toast, useLoad } from "../ui";
 import { duration, loss, plural, words } from "../ui/format";
 
 const PAGE = 50;
@@ -36,16 +36,12 @@ export default function Jobs() {
       )}
       {!data && !error && <Skeleton height={460} />}
       {jobs && jobs.length > 0 && (
-        <Table label="Jobs" busy={busy} class="jobs" head={[<span class="sr-only">Compare</span>, "Status", "Job", "Full validation loss", "Base → now", "Verdict", "Created"]}>
-          {jobs.map((job) => (
-            <Row key={job.id} job={job} />
-          ))}
+        <Table label="Jobs" busy={busy} class="jobs cards" head={[<span class="sr-only">Compare</span>, "Status", "Job", "Full validation loss", "Base → now", "Verdict", "Created"]}>
+          {jobs.map((job) => <Row key={job.id} job={job} />)}
         </Table>
       )}
       {jobs?.length === 0 && all !== 0 && (
-        <Empty title="No job matches">
-          <Button onClick={() => setQuery({ status: null, q: null })}>Show all jobs</Button>
-        </Empty>
+        <Empty title="No job matches"><Button onClick={() => setQuery({ status: null, q: null })}>Show all jobs</Button></Empty>
       )}
       {data?.has_more && <div><Button onClick={() => setLimit(limit + PAGE)}>Load more</Button></div>}
       <Picked />
@@ -77,7 +73,7 @@ function Row({ job }: { job: JobOverview }) {
         <Clip text={job.model} class="muted small" />
       </td>
       <td role="cell" class={job.losses.length ? "spark" : "none"}><Sparkline points={job.losses} /></td>
-      <td role="cell" class={`nowrap ${job.losses.length ? "losses" : "none"}`}><Gain base={job.base_loss} now={job.loss} /></td>
+      <td role="cell" class={`nowrap ${job.losses.length ? "losses" : "none"}`}><Change from={job.base_loss} to={job.loss} /></td>
       <td role="cell" class={`verdict ${job.error ?? job.verdict ? "" : "none"}`}><Verdict job={job} /></td>
       <td role="cell" class="time nowrap">
         <Time at={job.created_at} />
@@ -91,22 +87,6 @@ function took(job: JobOverview): string {
   if (job.finished_at) return `took ${duration(job.finished_at - job.created_at)}`;
   const left = (job.estimated_finish ?? 0) - Date.now() / 1000;
   return job.status === "running" && left > 0 ? `${duration(left)} left` : "";
-}
-
-function Gain({ base, now }: { base: number | null; now: number | null }) {
-  if (now === null) return <span class="muted">{base === null ? "–" : loss(base)}</span>;
-  if (base === null) return <>{loss(now)}</>;
-  const change = base ? (now - base) / base : 0;
-  return (
-    <>
-      {loss(base)} → {loss(now)}
-      <div class={`small ${change <= 0 ? "good" : "worse"}`}>
-        <span aria-hidden="true">{change <= 0 ? "▼" : "▲"} </span>
-        <span class="sr-only">{change <= 0 ? "lower by" : "higher by"} </span>
-        {Math.abs(100 * change).toFixed(Math.abs(change) < 0.1 ? 1 : 0)} %
-      </div>
-    </>
-  );
 }
 
 function Verdict({ job }: { job: JobOverview }) {

@@ -5,6 +5,7 @@ import type { UsedBy } from "../api/client";
 import { Link } from "../router";
 import { Button, Dialog, ErrorNote, toast } from "../ui";
 import { words } from "../ui/format";
+import "./library.css";
 
 const FEW = 3;
 

@@ -6,7 +6,6 @@ import { Link, setQuery, useQuery } from "../router";
 import { Button, Copy, Empty, ErrorNote, LinkButton, Page, Skeleton, Table, TextField, Time, useLoad } from "../ui";
 import { bytes, number } from "../ui/format";
 import { Deleting, Users } from "./library";
-import "./try.css";
 
 const KINDS = { lora: "LoRA", full: "Full" };
 const HEAD = ["Name", "Size", "Created", "Made by", "Jobs from it", <span class="sr-only">Actions</span>];
@@ -23,7 +22,7 @@ export default function Models() {
       <div class="filters"><TextField label="Search" quiet type="search" placeholder="Search name, base, job or file" value={q} onInput={(q) => setQuery({ q })} /></div>
       {error && <ErrorNote error={error} retry={reload} />}
       {!data && !error && <Skeleton height={320} />}
-      {shown.length > 0 && <Table label="Models" class="library" head={HEAD}>{shown.map((model) => <Row key={model.name} model={model} onDelete={() => setDoomed(model)} />)}</Table>}
+      {shown.length > 0 && <Table label="Models" class="library cards" head={HEAD}>{shown.map((model) => <Row key={model.name} model={model} onDelete={() => setDoomed(model)} />)}</Table>}
       {data && !shown.length && <Empty title="No model matches"><Button onClick={() => setQuery({ q: null })}>Show all models</Button></Empty>}
       {data && all.every((model) => model.kind === "base") && <Empty title="No fine-tuned model yet"><p>A job makes one of a base and a file of examples.</p></Empty>}
       {doomed && (

@@ -3,15 +3,16 @@ import { useState } from "preact/hooks";
 import { ApiError, get, post } from "../api/client";
 import type { FileOverviewList, HyperparameterInfo, ModelOverview, Resolution } from "../api/client";
 import { navigate, query, setQuery, useQuery } from "../router";
-import { Button, Card, Code, ErrorNote, Note, Page, Segments, Select, Skeleton, TextField, useLoad } from "../ui";
+import { Button, Card, Code, ErrorNote, Facts, Note, Page, Segments, Select, Skeleton, TextField, useLoad } from "../ui";
 import type { Loaded } from "../ui";
 import { bytes, duration, number, plural, words } from "../ui/format";
+import { curl, python } from "./code";
 import { FilePicker } from "./new-job/file-picker";
 import { Hyperparameter } from "./new-job/hyperparameter";
 import { NextRun } from "./new-job/next-run";
 import { Preview } from "./new-job/preview";
 import { Report, settled, useReport } from "./new-job/report";
-import { curl, python, request, validation, VALIDATIONS } from "./new-job/request";
+import { request, validation, VALIDATIONS } from "./new-job/request";
 import "./new-job/new-job.css";
 
 const USUAL = ["n_epochs", "batch_size", "learning_rate_multiplier"];
@@ -82,7 +83,7 @@ function Form({ table, models, files }: { table: HyperparameterInfo[]; models: M
           {file && model && <Preview key={[file, model, subject.max_length].join()} {...subject} />}
           <Card title="Hyperparameters">
             <div class="settings">{settings(USUAL)}</div>
-            <details class="more" open={(more ?? changed > 0) || rest.some(at)} onToggle={(event) => setMore(event.currentTarget.open)}>
+            <details open={(more ?? changed > 0) || rest.some(at)} onToggle={(event) => setMore(event.currentTarget.open)}>
               <summary>More{changed > 0 && `, ${changed} changed`}</summary>
               <div class="settings">{settings(rest)}</div>
             </details>
@@ -99,7 +100,7 @@ function Form({ table, models, files }: { table: HyperparameterInfo[]; models: M
         </Card>
       </div>
       <Card title="The same job in code">
-        <div class="halves"><Code label="Python" text={python(body)} /><Code label="curl" text={curl(body)} /></div>
+        <div class="halves"><Code label="Python" text={python("job = client.fine_tuning.jobs.create", body, "print(job.id)")} /><Code label="curl" text={curl("/v1/fine_tuning/jobs", body)} /></div>
       </Card>
     </>
   );
@@ -107,10 +108,10 @@ function Form({ table, models, files }: { table: HyperparameterInfo[]; models: M
 
 function Outlook({ data, busy }: Loaded<Resolution | null>) {
   const facts = {
-    Rows: [data ? `${number(data.num_training)} training, ${number(data.num_validation)} validation` : "–"], Steps: [number(data?.total_steps)],
+    Rows: [data ? `${number(data.num_training)} training, ${number(data.num_validation)} validation` : "–"],
+    Steps: [number(data?.total_steps)],
     Time: [duration(data?.estimate.seconds), data?.estimate.seconds_basis],
     Memory: [bytes(data?.estimate.memory_bytes), data?.estimate.memory_basis],
   };
-  const shown = Object.entries(facts).map(([name, [value, basis]]) => <><dt>{name}</dt><dd>{value}<div class="muted small">{basis}</div></dd></>);
-  return <dl class="facts" aria-busy={busy}>{shown}</dl>;
+  return <div aria-busy={busy}><Facts of={Object.entries(facts).map(([name, [value, basis]]) => [name, <>{value}<div class="muted">{basis}</div></>])} /></div>;
 }

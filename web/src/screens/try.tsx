@@ -217,7 +217,7 @@ function More({ talks, onSay }: { talks: Talk[]; onSay: (talk: Talk, said: strin
     setSaid("");
   };
   return (
-    <div class="more">
+    <div class="go-on">
       <TextArea label="Go on" rows={2} value={said} placeholder="The next message; each model is sent its own answers so far" onInput={setSaid} onKeyDown={(event) => enters(event) && say()} />
       <Button kind="primary" disabled={!ready} onClick={say}>Send</Button>
     </div>

@@ -5,7 +5,7 @@ import { useEffect, useId, useRef, useState } from "preact/hooks";
 import type { Severity, Status } from "../api/client";
 import { Link, visits } from "../router";
 import { announce } from "./dialog";
-import { ago, dateTime, words } from "./format";
+import { ago, dateTime, loss, percent, words } from "./format";
 
 type Children = { children?: ComponentChildren };
 type Kind = "plain" | "primary" | "danger" | "ghost";
@@ -31,9 +31,7 @@ export function Page({ title, heading, actions, wide, children }: PageProps) {
   return (
     <main id="main" class={wide ? "page wide" : "page"}>
       <header class="page-head">
-        <h1 ref={ref} tabIndex={-1}>
-          {heading ?? title}
-        </h1>
+        <h1 ref={ref} tabIndex={-1}>{heading ?? title}</h1>
         {actions && <div class="actions">{actions}</div>}
       </header>
       {children}
@@ -78,9 +76,7 @@ export function Button({ kind = "plain", small, onClick, disabled, children, cla
 
 export function LinkButton({ to, kind = "plain", small, children }: Children & { to: string; kind?: Kind; small?: boolean }) {
   return (
-    <Link to={to} class={`button ${kind} ${small ? "small" : ""}`}>
-      {children}
-    </Link>
+    <Link to={to} class={`button ${kind} ${small ? "small" : ""}`}>{children}</Link>
   );
 }
 
@@ -107,11 +103,7 @@ export function ErrorNote({ error, retry }: { error: Error | string; retry?: () 
   return (
     <div class="note bad" role="alert">
       <p>{typeof error === "string" ? error : error.message}</p>
-      {retry && (
-        <Button small onClick={retry}>
-          Try again
-        </Button>
-      )}
+      {retry && <Button small onClick={retry}>Try again</Button>}
     </div>
   );
 }
@@ -133,9 +125,7 @@ export function Empty({ title, children }: Children & { title: string }) {
 /** Grey lines as high as what will be there. */
 export function Skeleton({ height = 120 }: { height?: number }) {
   return (
-    <div class="skeleton" style={{ height: `${height}px` }}>
-      <span class="sr-only">Loading</span>
-    </div>
+    <div class="skeleton" style={{ height: `${height}px` }}><span class="sr-only">Loading</span></div>
   );
 }
 
@@ -154,19 +144,25 @@ export function Table({ label, head, busy = false, children, class: extra }: Tab
     <div class={`table-scroll ${extra ?? ""}`} role="region" aria-label={label} aria-busy={busy} tabIndex={0}>
       <table role="table">
         <thead role="rowgroup">
-          <tr role="row">
-            {head.map((cell, index) => (
-              <th key={index} scope="col" role="columnheader">
-                {cell}
-              </th>
-            ))}
-          </tr>
+          <tr role="row">{head.map((cell, index) => <th key={index} scope="col" role="columnheader">{cell}</th>)}</tr>
         </thead>
         <tbody role="rowgroup">{children}</tbody>
       </table>
     </div>
   );
 }
+
+/** A table of nothing but cells. */
+export const Grid = ({ rows, ...rest }: Omit<TableProps, "children"> & { rows: ComponentChildren[][] }) => (
+  <Table {...rest}>{rows.map((cells, row) => <tr key={row} role="row">{cells.map((cell, index) => <td key={index} role="cell">{cell}</td>)}</tr>)}</Table>
+);
+
+/** Names with their values. */
+export const Facts = ({ of }: { of: [name: string, value: ComponentChildren][] }) => (
+  <dl class="facts small">{of.flatMap(([name, value], index) => [<dt key={index}>{name}</dt>, <dd key={-index - 1}>{value}</dd>])}</dl>
+);
+
+export const Fold = ({ title, children }: { title: ComponentChildren; children: ComponentChildren }) => <details><summary>{title}</summary>{children}</details>;
 
 /** Copies `text`; says so. */
 export function Copy({ text, label = "Copy" }: { text: string | (() => string); label?: string }) {
@@ -178,9 +174,7 @@ export function Copy({ text, label = "Copy" }: { text: string | (() => string); 
     setTimeout(() => setDone(false), 1500);
   };
   return (
-    <Button small onClick={copy}>
-      {done ? "Copied" : label}
-    </Button>
+    <Button small onClick={copy}>{done ? "Copied" : label}</Button>
   );
 }
 
@@ -203,9 +197,7 @@ setInterval(() => document.hidden || (clock.value = Date.now() / 1000), 10_000);
 /** A time in Unix seconds, from now, with the date as its title. */
 export function Time({ at }: { at: number }) {
   return (
-    <time dateTime={new Date(at * 1000).toISOString()} title={dateTime(at)}>
-      {ago(at, Math.max(clock.value, Date.now() / 1000))}
-    </time>
+    <time dateTime={new Date(at * 1000).toISOString()} title={dateTime(at)}>{ago(at, Math.max(clock.value, Date.now() / 1000))}</time>
   );
 }
 
@@ -222,8 +214,24 @@ export function Progress({ share, label }: { share: number | null; label: string
 /** Text that ends in … where it does not fit; the whole is its title. */
 export function Clip({ text, class: extra }: { text: string; class?: string }) {
   return (
-    <span class={`clip ${extra ?? ""}`} title={text}>
-      {text}
-    </span>
+    <span class={`clip ${extra ?? ""}`} title={text}>{text}</span>
+  );
+}
+
+/** From → to with the change, good or not. */
+export function Change({ from, to, share = false }: { from: number | null | undefined; to: number | null | undefined; share?: boolean }) {
+  const show = share ? percent : loss;
+  if (from == null || to == null) return <>{from == null ? show(to) : `${show(from)} → –`}</>;
+  const change = share ? 100 * (to - from) : (100 * (to - from)) / (from || 1);
+  const tone = !change ? "muted" : change > 0 === share ? "good" : "worse";
+  return (
+    <>
+      {show(from)} → {show(to)}{" "}
+      <span class={`change ${tone}`}>
+        <span aria-hidden="true">{change > 0 ? "▲" : "▼"} </span>
+        <span class="sr-only">{change > 0 ? "higher by " : "lower by "}</span>
+        {Math.abs(change).toFixed(Math.abs(change) < 10 || share ? 1 : 0)} {share ? "points" : "%"}
+      </span>
+    </>
   );
 }

@@ -84,9 +84,7 @@ export function Overlays() {
           actions={
             <>
               <Button onClick={() => question.answer(false)}>Cancel</Button>
-              <Button kind={question.danger ? "danger" : "primary"} onClick={() => question.answer(true)}>
-                {question.action}
-              </Button>
+              <Button kind={question.danger ? "danger" : "primary"} onClick={() => question.answer(true)}>{question.action}</Button>
             </>
           }
         >
@@ -94,15 +92,9 @@ export function Overlays() {
         </Dialog>
       )}
       <div class="toasts" aria-hidden="true">
-        {messages.value.map((message) => (
-          <p key={message.id} class={message.bad ? "toast bad" : "toast"}>
-            {message.text}
-          </p>
-        ))}
+        {messages.value.map((message) => <p key={message.id} class={message.bad ? "toast bad" : "toast"}>{message.text}</p>)}
       </div>
-      <p class="sr-only" role="status" aria-live="polite">
-        {heard.value}
-      </p>
+      <p class="sr-only" role="status" aria-live="polite">{heard.value}</p>
     </>
   );
 }

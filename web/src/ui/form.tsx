@@ -21,20 +21,10 @@ export function Field({ label, hint, error, quiet, children }: About & { childre
   const below = [hint && `${id}-hint`, error && `${id}-error`].filter(Boolean).join(" ");
   return (
     <div class="field">
-      <label for={id} class={quiet ? "sr-only" : undefined}>
-        {label}
-      </label>
+      <label for={id} class={quiet ? "sr-only" : undefined}>{label}</label>
       {children({ id, "aria-describedby": below || undefined, "aria-invalid": error ? true : undefined })}
-      {hint && (
-        <p id={`${id}-hint`} class="hint">
-          {hint}
-        </p>
-      )}
-      {error && (
-        <p id={`${id}-error`} class="field-error">
-          {error}
-        </p>
-      )}
+      {hint && <p id={`${id}-hint`} class="hint">{hint}</p>}
+      {error && <p id={`${id}-error`} class="field-error">{error}</p>}
     </div>
   );
 }
@@ -42,18 +32,14 @@ export function Field({ label, hint, error, quiet, children }: About & { childre
 /** Attributes that controls hand on. */
 interface Native {
   class?: string;
-  name?: string;
   placeholder?: string;
   disabled?: boolean;
-  required?: boolean;
-  autoComplete?: string;
   spellcheck?: boolean;
-  onBlur?: () => void;
   onKeyDown?: (event: KeyboardEvent) => void;
 }
 type TextProps = About & { value: string; onInput: (value: string) => void };
 
-export function TextField({ label, hint, error, quiet, value, onInput, ...rest }: TextProps & Native & { type?: "text" | "search" | "url"; maxLength?: number; list?: string }) {
+export function TextField({ label, hint, error, quiet, value, onInput, ...rest }: TextProps & Native & { type?: "text" | "search"; maxLength?: number; list?: string }) {
   return (
     <Field {...{ label, hint, error, quiet }}>
       {(tied) => <input {...rest} {...tied} value={value} onInput={(event) => onInput(event.currentTarget.value)} />}
@@ -89,7 +75,7 @@ interface Choice {
   label: string;
   disabled?: boolean;
 }
-export type Option = string | Choice;
+type Option = string | Choice;
 type SelectProps = About & { value: string; options: readonly Option[]; onChange: (value: string) => void };
 
 export function Select({ label, hint, error, quiet, value, options, onChange, ...rest }: SelectProps & Native) {

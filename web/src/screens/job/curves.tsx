@@ -6,9 +6,9 @@ import { Charts } from "../../chart/charts";
 import type { Drawing, Line, Panel } from "../../chart/plot";
 import { at, AXES, column, places, save, smooth, type Axis } from "../../chart/series";
 import { useView } from "../../chart/view";
-import { Button } from "../../ui";
+import { Button, Fold, Grid } from "../../ui";
 import { loss, number, percent } from "../../ui/format";
-import { best, Fold, Grid } from "./parts";
+import { best } from "./parts";
 
 const DETAIL_POINTS = 4000;
 const DETAIL_WAIT_MS = 200;

@@ -3,9 +3,9 @@ import { useState } from "preact/hooks";
 import { get, url, type Checkpoint, type Diagnosis, type FileRow, type Run } from "../../api/client";
 import type { LiveJob } from "../../api/live";
 import { setQuery, useQuery } from "../../router";
-import { Badge, Button, Card, Check, ErrorNote, LinkButton, Skeleton, Time, useLoad } from "../../ui";
+import { Badge, Button, Card, Check, ErrorNote, Facts, Fold, Grid, LinkButton, Skeleton, Time, useLoad } from "../../ui";
 import { bytes, loss, number, percent, plural } from "../../ui/format";
-import { Facts, Fold, Grid, told, tryLink } from "./parts";
+import { told, tryLink } from "./parts";
 
 const METRICS = { train_loss: "Train loss", valid_loss: "Validation loss", full_valid_loss: "Full validation loss" };
 

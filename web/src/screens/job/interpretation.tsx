@@ -3,9 +3,9 @@ import { useEffect, useRef } from "preact/hooks";
 import type { Checkpoint, Finding, Run } from "../../api/client";
 import { isOver, type LiveJob } from "../../api/live";
 import { setQuery, useQuery } from "../../router";
-import { Badge, Card, LinkButton } from "../../ui";
+import { Badge, Card, Facts, Fold, LinkButton } from "../../ui";
 import { loss, number, percent, words } from "../../ui/format";
-import { Facts, Fold, told, tryLink } from "./parts";
+import { told, tryLink } from "./parts";
 
 export function Interpretation({ live, run, checkpoints }: { live: LiveJob; run: Run; checkpoints: readonly Checkpoint[] }) {
   const said = live.diagnosis.value;

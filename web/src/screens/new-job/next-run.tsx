@@ -36,7 +36,7 @@ export function NextRun({ from }: { from: string }) {
   return (
     <Card title={<>The run after <Link to={`/jobs/${from}`}>{data.name}</Link></>}>
       {!data.changes.length && <p class="muted">Its hyperparameters as they were: its diagnosis advises no other.</p>}
-      <ul class="changes">
+      <ul class="advised">
         {data.changes.map(({ knob, before, after, reason, without }) => {
           const isOn = query.value.get(knob) === after;
           return (

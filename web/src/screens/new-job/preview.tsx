@@ -32,13 +32,16 @@ export function Preview({ file: file_id, model, max_length }: Subject) {
   return (
     <Card title="As the model will see it" actions={<>{place}{to(line - 1, "Previous")}{to(line + 1, "Next")}</>}>
       {error && <ErrorNote error={error} retry={reload} />}
-      <pre key={row?.line} class="rendered" aria-busy={busy} role="region" aria-label="Row with its target tokens marked" tabIndex={0}>
-        {row?.error && <span class="worse">Line {row.line}: {row.error}</span>}
-        {row?.spans.map(({ text, is_target }, index) =>
-          is_target ? <mark key={index}><span class="sr-only">[target: </span>{text}<span class="sr-only">]</span></mark> : text,
-        )}
-        {row?.truncated && <span class="cut-here">cut here, at max_length</span>}
-      </pre>
+      {(row || !error) && (
+        <pre key={row?.line} class="rendered" aria-busy={busy} role="region" aria-label="Row with its target tokens marked" tabIndex={0}>
+          {!row && <span class="muted">{busy ? "Rendering rows …" : `The file has no line ${number(line)}.`}</span>}
+          {row?.error && <span class="worse">Line {row.line}: {row.error}</span>}
+          {row?.spans.map(({ text, is_target }, index) =>
+            is_target ? <mark key={index}><span class="sr-only">[target: </span>{text}<span class="sr-only">]</span></mark> : text,
+          )}
+          {row?.truncated && <span class="cut-here">cut here, at max_length</span>}
+        </pre>
+      )}
       <p class="muted small"><mark>Marked</mark> target tokens, what is learned: {row ? `${number(row.num_targets)} of ${number(row.num_tokens)}` : "–"}{row?.truncated && ", then cut"}</p>
     </Card>
   );

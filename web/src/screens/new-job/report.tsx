@@ -44,7 +44,7 @@ export function Report({ data: report, error, busy, reload }: Loaded<DataReport>
       {error && !busy && <ErrorNote error={error} retry={reload} />}
       <div class="halves">
         <div class="stack">
-          <dl class="figures">{Object.entries(figures).map(([name, value]) => <div key={name}><dt>{name}</dt><dd>{value}</dd></div>)}</dl>
+          <dl class="counts">{Object.entries(figures).map(([name, value]) => <div key={name}><dt>{name}</dt><dd>{value}</dd></div>)}</dl>
           <figure class="histogram">{tokens && <Histogram {...tokens} />}</figure>
         </div>
         <div class="remarks" role="region" aria-label="Errors and findings" tabIndex={0}>{report && <Remarks {...report} />}</div>

@@ -32,20 +32,3 @@ function typed({ kind, nullable }: HyperparameterInfo, text: string): unknown {
   const value = text.trim() ? Number(text) : NaN;
   return kind !== "str" && Number.isFinite(value) ? value : text;
 }
-
-const PYTHON: Record<string, string> = { null: "None", true: "True", false: "False" };
-/** A string of JSON is one of Python too. */
-const literal = (value: unknown): string => JSON.stringify(value, null, 4).replace(/"(?:[^"\\]|\\.)*"|null|true|false/g, (token) => PYTHON[token] ?? token);
-
-export const python = (body: CreateJob): string => `from openai import OpenAI
-
-client = OpenAI(base_url="${location.origin}/v1")  # the key: OPENAI_API_KEY
-job = client.fine_tuning.jobs.create(
-${Object.entries(body).flatMap(([name, value]) => (value === undefined ? [] : `    ${name}=${literal(value).replaceAll("\n", "\n    ")},`)).join("\n")}
-)
-print(job.id)`;
-
-export const curl = (body: CreateJob): string => `curl ${location.origin}/v1/fine_tuning/jobs \\
-  -H "Authorization: Bearer $OPENAI_API_KEY" \\
-  -H "Content-Type: application/json" \\
-  -d '${JSON.stringify(body, null, 2).replaceAll("'", "'\\''")}'`;

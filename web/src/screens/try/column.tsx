@@ -4,9 +4,9 @@ import type { ModelOverview } from "../../api/client";
 import { Link } from "../../router";
 import { announce, Button, Copy, ErrorNote, Select } from "../../ui";
 import { number, percent, plural } from "../../ui/format";
-import { curl, python } from "./code";
+import { curl, python } from "../code";
 import { cut } from "./talk";
-import type { Talk, Token, Turn } from "./talk";
+import type { Ask, Talk, Token, Turn } from "./talk";
 
 /** `names` are in use; other columns' cannot be chosen. */
 type ColumnProps = { talk: Talk; models: ModelOverview[]; names: string[]; onStart: (() => void) | null; onChange: (name: string) => void; onRemove: () => void };
@@ -31,10 +31,19 @@ export function Column({ talk, models, names, onStart, onChange, onRemove }: Col
       <footer class="row">
         {talk.busy.value ? <Button small onClick={() => talk.stop()}>Stop</Button> : <Button small disabled={!onStart} onClick={() => onStart?.()}>{last ? "Run again" : "Run"}</Button>}
         {last && <Button small onClick={() => talk.reset()}>Reset</Button>}
-        {last && <><Copy label="Copy Python" text={() => python(last.ask)} /><Copy label="Copy curl" text={() => curl(last.ask)} /></>}
+        {last && <><Copy label="Copy Python" text={() => program(last.ask)} /><Copy label="Copy curl" text={() => curl(last.ask.path, last.ask.body)} /></>}
       </footer>
     </article>
   );
+}
+
+/** A program that prints the answer as it arrives. */
+function program({ path, body }: Ask): string {
+  const [method, text] = path === "/v1/completions" ? ["completions", "choice.text"] : ["chat.completions", 'choice.delta.content or ""'];
+  const print = `for chunk in stream:
+    for choice in chunk.choices:
+        print(${text}, end="", flush=True)`;
+  return python(`stream = client.${method}.create`, body, print);
 }
 
 function Said({ turn, talk }: { turn: Turn; talk: Talk }) {
@@ -46,7 +55,7 @@ function Said({ turn, talk }: { turn: Turn; talk: Talk }) {
       {first === null && ended === null ? <Waiting /> : (text || !error) && <Answer turn={turn} model={talk.model} />}
       {error && <ErrorNote error={error} retry={() => void talk.again()} />}
       {expected !== null && finish && finish !== "stopped" && <p><span class={`badge ${same ? "green" : "amber"}`}>{same ? "Matches" : "Differs"}</span></p>}
-      {!error && <p class="muted small figures">{figures(turn)}</p>}
+      {!error && <p class="muted small speed">{figures(turn)}</p>}
     </div>
   );
 }

@@ -5,7 +5,7 @@ import type { Message } from "./talk";
 export type Mode = "chat" | "text";
 export type Prompt = { mode: Mode; system: string; prompt: string };
 /** `messages` are the row's up to the expected answer, and `tools` its tools, sent as they are. */
-export type Taken = Prompt & { expected: string | null; messages: Message[]; tools?: unknown };
+type Taken = Prompt & { expected: string | null; messages: Message[]; tools?: unknown };
 
 /** Return what a row asks and expects; null for one that is neither a conversation nor a prompt. */
 export function taken({ prompt, completion, messages: all, tools }: { prompt?: unknown; completion?: unknown; messages?: Message[]; tools?: unknown }): Taken | null {
