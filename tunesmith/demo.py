@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -56,7 +57,7 @@ def run(data_dir: Path, examples: Path | None, questions: int, wait: bool) -> No
             _show(client, url, job, folder, questions, data_dir, console)
             console.print(f"Done in {time.monotonic() - started:.0f} s.")
             if wait:
-                print(f"The server is up at {url} (API key {key}). Ctrl-C ends it.", flush=True)
+                print(f"The dashboard: {url}/jobs/{job.id} (API key {key}). Ctrl-C ends it.", flush=True)
                 signal.pause()
     except KeyboardInterrupt:
         console.print("\nEnded.")
@@ -82,6 +83,8 @@ def _server(data_dir: Path, console: Console) -> Iterator[tuple[str, str]]:
         with console.status("Starting the server ..."):
             _await(child, url, data_dir)
         console.print(f"Server: {url} (log: {data_dir / 'server.log'})")
+        if link := re.search(r"browser:\s+(\S+)", (data_dir / "server.log").read_text()):
+            console.print(f"Watch it: {link[1]}", soft_wrap=True)
         yield url, key
     finally:
         _stop(child)
