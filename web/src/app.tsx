@@ -67,11 +67,7 @@ function Routed() {
   const here = path.peek();
   const [, load] = ROUTES.find(([pattern]) => pattern.test(here)) ?? [];
   const [broken, reset] = useErrorBoundary();
-  if (broken) {
-    return (
-      <Page title="Something went wrong"><ErrorNote error={broken} retry={reset} /></Page>
-    );
-  }
+  if (broken) return <Page title="Something went wrong"><ErrorNote error={broken} retry={reset} /></Page>;
   return load ? <Lazy load={load} id={/^\/jobs\/(.+)$/.exec(here)?.[1] ?? ""} /> : <NotFound />;
 }
 

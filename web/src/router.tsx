@@ -74,7 +74,5 @@ export function Link({ to, children, ...rest }: LinkProps) {
     event.preventDefault();
     navigate(to);
   };
-  return (
-    <a {...rest} href={to} onClick={follow}>{children}</a>
-  );
+  return <a {...rest} href={to} onClick={follow}>{children}</a>;
 }

@@ -7,7 +7,7 @@ import { setQuery } from "../router";
 import { Button, Check, Segments } from "../ui";
 import "./chart.css";
 import { ink } from "./marks";
-import { Plot, zoomed, type Drawing } from "./plot";
+import { isThere, Plot, zoomed, type Drawing } from "./plot";
 import { AXES, save, type Axis } from "./series";
 import { setRange, SMOOTH, useView } from "./view";
 
@@ -72,7 +72,7 @@ function png(plots: readonly (uPlot | null)[], drawing: Drawing, name: string): 
   drawing.panels.forEach(({ title, lines, level }, index) => {
     [x, y] = [0, y + 24 * scale];
     write(title, "--text", 650);
-    for (const { label, color } of [...lines, ...(level ? [{ ...level, color: "--base" }] : [])]) write(`● ${label}`, color);
+    for (const { label, color } of [...lines.filter(isThere), ...(level ? [{ ...level, color: "--base" }] : [])]) write(`● ${label}`, color);
     ctx.drawImage(canvases[index]!, 0, y + 4 * scale);
     y += canvases[index]!.height;
   });

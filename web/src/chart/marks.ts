@@ -1,7 +1,7 @@
 // What stands on the plots beside the lines: findings' bands, epoch borders, checkpoints, the base model's level.
 import { effect } from "@preact/signals";
 import type uPlot from "uplot";
-import { color, theme } from "../ui";
+import { theme } from "../ui";
 import type { Drawing, Panel } from "./plot";
 
 const known = new Map<string, string>();
@@ -10,9 +10,15 @@ effect(() => {
   known.clear();
 });
 
-/** A colour of styles.css for the canvas, in the theme of now. */
+/** A colour of styles.css as a canvas understands it, in the theme of now: ink("--train"). */
 export function ink(token: string): string {
-  if (!known.has(token)) known.set(token, color(token));
+  if (!known.has(token)) {
+    const probe = document.createElement("i");
+    probe.style.color = `var(${token})`;
+    document.body.append(probe);
+    known.set(token, getComputedStyle(probe).color);
+    probe.remove();
+  }
   return known.get(token)!;
 }
 

@@ -45,6 +45,9 @@ interface PlotProps {
 }
 type Latest = { current: PlotProps };
 
+/** A line without any value yet has its place in the plot, so that this need not be made anew when the first comes; it is not named. */
+export const isThere = ({ values, dots }: Line): boolean => [values, dots].some((column) => column?.some((value) => value !== null));
+
 const SECONDS = [1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14_400, 43_200, 86_400, 172_800, 604_800];
 const MOST_ZOOM = 20_000;
 
@@ -102,7 +105,7 @@ function Legend({ panel: { lines, level, share }, index }: { panel: Panel; index
   const format = (values: Column) => (share ? percent : loss)(upTo(values, index));
   return (
     <ul class="legend">
-      {lines.map(({ label, color, raw, values, dots }) => (
+      {lines.filter(isThere).map(({ label, color, raw, values, dots }) => (
         <li key={label} style={{ "--color": `var(${color})` }}>
           <i class={values ? "" : "dot"} />
           <Clip class="muted" text={label} />

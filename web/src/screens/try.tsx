@@ -4,7 +4,7 @@ import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { get } from "../api/client";
 import type { ModelOverview } from "../api/client";
 import { Link, setQuery, useQuery } from "../router";
-import { Button, Check, Dialog, ErrorNote, Note, NumberField, Page, Segments, Select, Skeleton, TextArea, useLoad } from "../ui";
+import { Button, Check, Dialog, ErrorNote, Note, NumberField, Page, Segments, Select, Skeleton, TextField, useLoad } from "../ui";
 import { plural } from "../ui/format";
 import { Column } from "./try/column";
 import { history, remember, taken } from "./try/rows";
@@ -90,8 +90,8 @@ function Bench({ models }: { models: ModelOverview[] }) {
           <RowPicker file={file} place={place.current} edited={!line} total={rows.data ? rows.data.total : 0} />
           {rows.error && <ErrorNote error={rows.error} retry={rows.reload} />}
           {found && !row && <ErrorNote error={`Line ${line} ${found.error ?? "is neither a conversation nor a prompt."}`} />}
-          {mode === "chat" && <TextArea label="System" rows={2} value={system} onInput={(system) => edit({ system })} onKeyDown={keys} />}
-          <TextArea label={mode === "chat" ? "User message" : "Prompt"} rows={5} value={prompt} onInput={(prompt) => edit({ prompt })} onKeyDown={keys}
+          {mode === "chat" && <TextField label="System" rows={2} value={system} onInput={(system) => edit({ system })} onKeyDown={keys} />}
+          <TextField label={mode === "chat" ? "User message" : "Prompt"} rows={5} value={prompt} onInput={(prompt) => edit({ prompt })} onKeyDown={keys}
             hint={row && mode === "chat" && earlier > 0 && `Sent with the row's ${plural(earlier, "earlier message")}, until you edit it.`} />
           <div class="row">
             <Button kind="primary" disabled={!ready} onClick={run}>Run</Button>
@@ -149,7 +149,7 @@ function Settings() {
         {field("top_p", "Top-p", 1, 0.05, 1)}
         {field("max_tokens", "Max tokens", MAX_TOKENS, 1)}
         {field("seed", "Seed", "None", 1)}
-        <TextArea label="Stop" hint="Up to four, one a line; \n is a line break." rows={1} value={useQuery("stop") ?? ""} onInput={(stop) => setQuery({ stop })} spellcheck={false} />
+        <TextField label="Stop" hint="Up to four, one a line; \n is a line break." rows={1} value={useQuery("stop") ?? ""} onInput={(stop) => setQuery({ stop })} spellcheck={false} />
       </div>
     </details>
   );
@@ -218,7 +218,7 @@ function More({ talks, onSay }: { talks: Talk[]; onSay: (talk: Talk, said: strin
   };
   return (
     <div class="go-on">
-      <TextArea label="Go on" rows={2} value={said} placeholder="The next message; each model is sent its own answers so far" onInput={setSaid} onKeyDown={(event) => enters(event) && say()} />
+      <TextField label="Go on" rows={2} value={said} placeholder="The next message; each model is sent its own answers so far" onInput={setSaid} onKeyDown={(event) => enters(event) && say()} />
       <Button kind="primary" disabled={!ready} onClick={say}>Send</Button>
     </div>
   );

@@ -75,9 +75,7 @@ export function Button({ kind = "plain", small, onClick, disabled, children, cla
 }
 
 export function LinkButton({ to, kind = "plain", small, children }: Children & { to: string; kind?: Kind; small?: boolean }) {
-  return (
-    <Link to={to} class={`button ${kind} ${small ? "small" : ""}`}>{children}</Link>
-  );
+  return <Link to={to} class={`button ${kind} ${small ? "small" : ""}`}>{children}</Link>;
 }
 
 const TONES: Record<Status | Severity, string> = {
@@ -124,9 +122,7 @@ export function Empty({ title, children }: Children & { title: string }) {
 
 /** Grey lines as high as what will be there. */
 export function Skeleton({ height = 120 }: { height?: number }) {
-  return (
-    <div class="skeleton" style={{ height: `${height}px` }}><span class="sr-only">Loading</span></div>
-  );
+  return <div class="skeleton" style={{ height: `${height}px` }}><span class="sr-only">Loading</span></div>;
 }
 
 interface TableProps extends Children {
@@ -173,9 +169,7 @@ export function Copy({ text, label = "Copy" }: { text: string | (() => string); 
     setDone(true);
     setTimeout(() => setDone(false), 1500);
   };
-  return (
-    <Button small onClick={copy}>{done ? "Copied" : label}</Button>
-  );
+  return <Button small onClick={copy}>{done ? "Copied" : label}</Button>;
 }
 
 /** Code to copy. */
@@ -196,9 +190,7 @@ setInterval(() => document.hidden || (clock.value = Date.now() / 1000), 10_000);
 
 /** A time in Unix seconds, from now, with the date as its title. */
 export function Time({ at }: { at: number }) {
-  return (
-    <time dateTime={new Date(at * 1000).toISOString()} title={dateTime(at)}>{ago(at, Math.max(clock.value, Date.now() / 1000))}</time>
-  );
+  return <time dateTime={new Date(at * 1000).toISOString()} title={dateTime(at)}>{ago(at, Math.max(clock.value, Date.now() / 1000))}</time>;
 }
 
 /** A share from 0 to 1 as a bar; null is "under way". */
@@ -213,9 +205,7 @@ export function Progress({ share, label }: { share: number | null; label: string
 
 /** Text that ends in … where it does not fit; the whole is its title. */
 export function Clip({ text, class: extra }: { text: string; class?: string }) {
-  return (
-    <span class={`clip ${extra ?? ""}`} title={text}>{text}</span>
-  );
+  return <span class={`clip ${extra ?? ""}`} title={text}>{text}</span>;
 }
 
 /** From → to with the change, good or not. */

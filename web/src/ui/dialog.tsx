@@ -81,12 +81,7 @@ export function Overlays() {
         <Dialog
           title={question.title}
           onClose={() => question.answer(false)}
-          actions={
-            <>
-              <Button onClick={() => question.answer(false)}>Cancel</Button>
-              <Button kind={question.danger ? "danger" : "primary"} onClick={() => question.answer(true)}>{question.action}</Button>
-            </>
-          }
+          actions={<><Button onClick={() => question.answer(false)}>Cancel</Button><Button kind={question.danger ? "danger" : "primary"} onClick={() => question.answer(true)}>{question.action}</Button></>}
         >
           {question.body && <div>{question.body}</div>}
         </Dialog>

@@ -9,11 +9,7 @@ interface About {
   /** Label for screen readers only. */
   quiet?: boolean;
 }
-interface Tied {
-  id: string;
-  "aria-describedby": string | undefined;
-  "aria-invalid": boolean | undefined;
-}
+type Tied = { id: string; "aria-describedby": string | undefined; "aria-invalid": boolean | undefined };
 
 /** A label, a control made by `children` (give it the attributes it is handed), a hint and an error. */
 export function Field({ label, hint, error, quiet, children }: About & { children: (tied: Tied) => ComponentChildren }) {
@@ -37,20 +33,14 @@ interface Native {
   spellcheck?: boolean;
   onKeyDown?: (event: KeyboardEvent) => void;
 }
-type TextProps = About & { value: string; onInput: (value: string) => void };
+type TextProps = About & Native & { value: string; onInput: (value: string) => void; type?: "text" | "search"; maxLength?: number; list?: string; rows?: number };
 
-export function TextField({ label, hint, error, quiet, value, onInput, ...rest }: TextProps & Native & { type?: "text" | "search"; maxLength?: number; list?: string }) {
+/** A line of text; with `rows`, several. */
+export function TextField({ label, hint, error, quiet, value, onInput, rows, ...rest }: TextProps) {
+  const changed = (event: TargetedEvent<HTMLInputElement | HTMLTextAreaElement>) => onInput(event.currentTarget.value);
   return (
     <Field {...{ label, hint, error, quiet }}>
-      {(tied) => <input {...rest} {...tied} value={value} onInput={(event) => onInput(event.currentTarget.value)} />}
-    </Field>
-  );
-}
-
-export function TextArea({ label, hint, error, quiet, value, onInput, ...rest }: TextProps & Native & { rows?: number }) {
-  return (
-    <Field {...{ label, hint, error, quiet }}>
-      {(tied) => <textarea {...rest} {...tied} value={value} onInput={(event) => onInput(event.currentTarget.value)} />}
+      {(tied) => (rows ? <textarea {...rest} {...tied} rows={rows} value={value} onInput={changed} /> : <input {...rest} {...tied} value={value} onInput={changed} />)}
     </Field>
   );
 }
@@ -70,27 +60,16 @@ export function NumberField({ label, hint, error, quiet, value, onChange, ...res
   );
 }
 
-interface Choice {
-  value: string;
-  label: string;
-  disabled?: boolean;
-}
-type Option = string | Choice;
-type SelectProps = About & { value: string; options: readonly Option[]; onChange: (value: string) => void };
+type Option = { value: string; label: string; disabled?: boolean };
+type SelectProps = About & { value: string; options: readonly (string | Option)[]; onChange: (value: string) => void };
 
 export function Select({ label, hint, error, quiet, value, options, onChange, ...rest }: SelectProps & Native) {
+  const shown = options.map((option): Option => (typeof option === "string" ? { value: option, label: option } : option));
   return (
     <Field {...{ label, hint, error, quiet }}>
       {(tied) => (
         <select {...rest} {...tied} value={value} onChange={(event) => onChange(event.currentTarget.value)}>
-          {options.map((option) => {
-            const shown: Choice = typeof option === "string" ? { value: option, label: option } : option;
-            return (
-              <option key={shown.value} value={shown.value} disabled={shown.disabled} selected={shown.value === value}>
-                {shown.label}
-              </option>
-            );
-          })}
+          {shown.map((one) => <option key={one.value} value={one.value} disabled={one.disabled} selected={one.value === value}>{one.label}</option>)}
         </select>
       )}
     </Field>
@@ -107,12 +86,7 @@ export function Check({ label, checked, onChange, disabled }: { label: Component
   );
 }
 
-interface SegmentsProps<T> {
-  label: string;
-  value: T;
-  options: readonly { value: T; label: ComponentChildren }[];
-  onChange: (value: T) => void;
-}
+type SegmentsProps<T> = { label: string; value: T; options: readonly { value: T; label: ComponentChildren }[]; onChange: (value: T) => void };
 
 /** One of a few, side by side; each is a button that says whether it is pressed. */
 export function Segments<T extends string>({ label, value, options, onChange }: SegmentsProps<T>) {

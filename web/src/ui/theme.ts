@@ -20,13 +20,3 @@ export function toggleTheme(): void {
   }
   theme.value = next;
 }
-
-/** A colour of styles.css as a canvas understands it: color("--train"). */
-export function color(token: string): string {
-  const probe = document.createElement("i");
-  probe.style.color = `var(${token})`;
-  document.body.append(probe);
-  const found = getComputedStyle(probe).color;
-  probe.remove();
-  return found;
-}

@@ -88,10 +88,9 @@ function draw(points: readonly Metric[], diagnosis: Diagnosis | null, axis: Axis
   const place = (step: number) => xs[Math.min(xs.length - 1, at(steps, step))] ?? 0;
   const base = steps[0] === 0 ? points[0]!.data : null;
   const panel = (title: string, measure: "loss" | "mean_token_accuracy", about = "Not interpreted yet."): Panel => {
-    const lines = LINES.flatMap(([label, color, name]): Line[] => {
+    const lines = LINES.map(([label, color, name]): Line => {
       const raw = column(points, `${name}_${measure}`);
-      if (raw.every((value) => value === null)) return [];
-      return [{ label, color, ...(name === "full_valid" ? { dots: raw } : strength ? { raw, values: smooth(raw, points, strength) } : { values: raw }) }];
+      return { label, color, ...(name === "full_valid" ? { dots: raw } : strength ? { raw, values: smooth(raw, points, strength) } : { values: raw }) };
     });
     const value = base?.[`full_valid_${measure}`];
     return { title, about: `${title}. ${about}`, share: measure !== "loss", lines, level: value == null ? undefined : { label: "Base model", value } };
