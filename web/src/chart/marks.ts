@@ -22,7 +22,8 @@ export function ink(token: string): string {
   return known.get(token)!;
 }
 
-export const FONT = "11.5px system-ui, sans-serif";
+/** uPlot scales whole pixels only. */
+export const FONT = "12px system-ui, sans-serif";
 /** Below the ticks of the first plot, where the epochs' names stand; room between borders and between names, in CSS pixels. */
 export const NAMES = 14;
 const [BORDER_ROOM, NAME_ROOM] = [14, 64];
