@@ -137,7 +137,8 @@ def _point(step: int, count: int, draw: random.Random) -> MetricPoint:
     loss = 0.4 + 2 / (1 + 20 * step / count)
     accuracy = 0.9 - loss / 5
     return MetricPoint(
-        step, count, 10 * step / count, train_loss=loss + abs(draw.gauss(0, 0.3)), train_mean_token_accuracy=min(1, accuracy + draw.gauss(0, 0.05)),
+        step, count, 10 * step / count, train_loss=loss + abs(draw.gauss(0, 0.3)),
+        train_mean_token_accuracy=min(1, accuracy + draw.gauss(0, 0.05)),
         learning_rate=2e-4, grad_norm=abs(draw.gauss(1, 0.2)), tokens_seen=1_700 * step, tokens_per_second=812.5,
         valid_loss=loss + draw.gauss(0, 0.1) if sampled else None, valid_mean_token_accuracy=accuracy if sampled else None,
         full_valid_loss=loss if full else None, full_valid_mean_token_accuracy=accuracy if full else None,

@@ -69,11 +69,12 @@ async def _measure(directory: Path, arguments: argparse.Namespace) -> dict[str, 
         await asyncio.wait_for(asyncio.gather(*watching), 30)
         after = process.cpu_times()
         delays = sorted(1000 * (one[seq] - moment) for one in heard for seq, moment in committed.items())
+        p99 = delays[int(0.99 * len(delays))]
         whole = all(sorted(one) == list(range(1, last + 1)) for one in heard)
         return {
             "watchers": arguments.watchers, "steps": arguments.steps, "seconds_between_steps": arguments.every,
             "delivered": sum(map(len, heard)), "every_watcher_without_gap": whole,
-            "milliseconds": {"median": round(statistics.median(delays)), "p99": round(delays[int(0.99 * len(delays))]), "max": round(delays[-1])},
+            "milliseconds": {"median": round(statistics.median(delays)), "p99": round(p99), "max": round(delays[-1])},
             "api_rss_mb": {"idle": rss_idle // 2**20, "most": most // 2**20},
             "api_cpu_share": round((after.user + after.system - before.user - before.system) / (arguments.steps * arguments.every), 2),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -263,6 +263,15 @@ def test_who_hangs_up_ends_the_children(server: Serving, upload: Callable[..., s
     _gone()
 
 
+def test_abandoned_reports_leave_room_for_others(server: Serving, http: httpx.Client, upload: Callable[..., str]) -> None:
+    file = upload(lines([chat(f"{n}?", f"{n}!") for n in range(12_000)]))
+    for _ in range(reports._MOST_CHILDREN + 2):
+        with server.http() as hasty, hasty.stream("GET", f"/api/files/{file}/report") as response:
+            next(response.iter_lines())
+    _gone()
+    assert not reports._children and told(http, file)[-1]["done"]
+
+
 def _gone() -> None:
     deadline = time.monotonic() + 3
     while children():

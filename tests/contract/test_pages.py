@@ -52,7 +52,15 @@ def test_assets_are_sent_packed_and_kept_for_good(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/assets/none.js", "/assets/..%2findex.html", "/assets/%2e%2e%2f%2e%2e%2f__init__.py", "/assets/", "/icon.png"]
+    "path",
+    [
+        "/assets/none.js",
+        "/assets/..%2findex.html",
+        "/assets/%2e%2e%2f%2e%2e%2f__init__.py",
+        "/assets/",
+        "/icon.png",
+        f"/assets/{'x' * 5000}",
+    ],
 )
 def test_other_files_are_not_there(http: httpx.Client, path: str) -> None:
     assert http.get(path).status_code == 404

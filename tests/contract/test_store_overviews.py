@@ -63,6 +63,8 @@ def test_who_names_a_file_or_model(db: Database, new_job: NewJob) -> None:
         job.training_file: [("training", job.id)], job.model: [("base", job.id)], "file-result": [("result", job.id)],
     }  # fmt: skip
     assert "file-res" not in found and overviews.users(db, []) == {}
+    many = [f"file-{n}" for n in range(2_000)]
+    assert list(overviews.users(db, [*many, job.training_file])) == [job.training_file]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 1000])

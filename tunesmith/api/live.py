@@ -8,9 +8,11 @@ are sent whole, at first and whenever they changed.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi.sse import format_sse_event
@@ -22,6 +24,8 @@ from tunesmith.errors import TunesmithError
 from tunesmith.services import Context
 from tunesmith.store import diagnoses, jobs, records
 from tunesmith.store.records import MetricRow
+
+_log = logging.getLogger(__name__)
 
 #: Seconds between two looks at a watched job, and at what may change without the job's row.
 _POLL_SECONDS, _SLOW_POLL_SECONDS = 0.1, 1.0
@@ -37,9 +41,12 @@ class Live:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._tails: dict[str, _Tail] = {}
+        self._ended = False
 
     async def follow(self, job_id: str, after: int) -> AsyncIterator[bytes]:
         """Give a job's stream from the number after `after`, until the job is over or the server ends."""
+        if self._ended:
+            return
         tail = self._tails.get(job_id)
         if tail is None:
             tail = self._tails[job_id] = _Tail(self._context, job_id)
@@ -55,8 +62,19 @@ class Live:
 
     def end(self) -> None:
         """End all streams, so that the server can end; clients come back to the next one."""
+        self._ended = True
         for tail in self._tails.values():
             tail.end()
+
+
+@dataclass
+class _News:
+    """What a look at a job found: the numbered beyond a position, up to another; the job and its diagnosis, if it was time to read them."""
+
+    position: int
+    said: list[tuple[int, bytes]] = field(default_factory=list)
+    whole: dict[str, bytes] | None = None
+    over: bool = False
 
 
 class _Tail:
@@ -73,6 +91,7 @@ class _Tail:
         self._changed = asyncio.Event()
         self._next_slow_look = 0.0
         self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(self._died)
         self.watchers = 0
 
     async def follow(self, after: int) -> AsyncIterator[bytes]:
@@ -122,34 +141,42 @@ class _Tail:
     async def _run(self) -> None:
         while True:
             try:
-                if await asyncio.to_thread(self._look):
-                    self._wake()
+                found = await asyncio.to_thread(self._look, self._position)
             except TunesmithError:  # the database is away; watchers wait
                 await asyncio.sleep(_SLOW_POLL_SECONDS)
+            else:
+                # Only here, in the event loop, does what watchers read change.
+                self._recent.extend(found.said)
+                changed = found.position != self._position or found.whole not in (None, self._whole)
+                self._position, self._whole = found.position, found.whole or self._whole
+                self._over = self._over or found.over
+                if changed:
+                    self._wake()
             await asyncio.sleep(_POLL_SECONDS)
 
-    def _look(self) -> bool:
-        """Read what is new; say whether there was anything."""
+    def _look(self, position: int | None) -> _News:
+        """Read what there is beyond `position`; the job and its diagnosis with it, or when it is time to."""
         context, job = self._context, jobs.get(self._context.db, self._job_id)
-        news = self._position is None
-        if self._position is None:
-            # Watchers that join read what was before from the store, at the pace of their connection.
-            self._position = job.last_seq
-        while self._position < job.last_seq:
-            said = records.since(context.db, self._job_id, self._position, _PAGE)
-            self._recent.extend((one.seq, _numbered(one)) for one in said)
-            self._position = said[-1].seq
-            news = True
-        if news or time.monotonic() >= self._next_slow_look:
+        # Watchers that join read what was before from the store, at the pace of their connection.
+        news = _News(job.last_seq if position is None else position)
+        while news.position < job.last_seq:
+            said = records.since(context.db, self._job_id, news.position, _PAGE)
+            news.said += [(one.seq, _numbered(one)) for one in said]
+            news.position = said[-1].seq
+        if news.position != position or time.monotonic() >= self._next_slow_look:
             self._next_slow_look = time.monotonic() + _SLOW_POLL_SECONDS
-            found = diagnoses.read(context.db, self._job_id)
-            whole = {"job": _encoded("job", shown.run(context, job))}
-            if found is not None:
-                whole["diagnosis"] = _encoded("diagnosis", shown.diagnosis(job, found))
-            news = news or whole != self._whole
-            self._whole = whole
-            self._over = job.status in TERMINAL
+            diagnosis = diagnoses.read(context.db, self._job_id)
+            news.whole = {"job": _encoded("job", shown.run(context, job))}
+            if diagnosis is not None:
+                news.whole["diagnosis"] = _encoded("diagnosis", shown.diagnosis(job, diagnosis))
+            news.over = job.status in TERMINAL
         return news
+
+    def _died(self, task: asyncio.Task[None]) -> None:
+        """End the streams of a tail that cannot go on: their clients come back to another."""
+        if not task.cancelled() and task.exception():
+            _log.error("the tail of job %s ended", self._job_id, exc_info=task.exception())
+            self.end()
 
 
 def _numbered(one: Event | MetricRow) -> bytes:

@@ -49,10 +49,11 @@ class Resolution:
     estimate: Estimate
 
 
-def resolve(context: Context, new: job_services.NewJob, tokens_per_pass: int | None = None) -> Resolution:
+def resolve(context: Context, new: job_services.NewJob, tokens_per_pass: int | None = None, num_usable: int | None = None) -> Resolution:
     """Check and resolve a job as its creation and its validation would, but for the content of the files.
 
-    `tokens_per_pass` are those of the training file, where they were counted; else the file's size tells.
+    `tokens_per_pass` are those of the training file, where they were counted; else the file's size tells. `num_usable` are its rows with
+    target tokens, where that is known: the others will be left out.
     Raises: InvalidRequest with the parameter that is wrong; Unavailable for a base neither on disk nor in the catalogue.
     """
     asked, seed = job_services.check(context, new)
@@ -63,14 +64,15 @@ def resolve(context: Context, new: job_services.NewJob, tokens_per_pass: int | N
     about, adapter = known
     training, validation = (_File.find(context, file_id) for file_id in (new.training_file, new.validation_file))
     spec = defaults.resolve(asked, about, defaults.DataFacts(training.rows, validation.rows), adapter, seed=seed)
-    num_training, num_validation = training.rows, validation.rows
-    if spec.training_split is not None and not new.validation_file and training.rows > 1:
-        num_training = training_rows(training.rows, spec.training_split)
-        num_validation = training.rows - num_training
-    density = (tokens_per_pass or training.bytes / outlook.BYTES_PER_TOKEN) / max(training.bytes, 1)
+    num_training, num_validation = min(training.rows, training.rows if num_usable is None else num_usable), validation.rows
+    if spec.training_split is not None and not new.validation_file and num_training > 1:
+        num_rows, num_training = num_training, training_rows(num_training, spec.training_split)
+        num_validation = num_rows - num_training
+    tokens = training.bytes / outlook.BYTES_PER_TOKEN if tokens_per_pass is None else tokens_per_pass
+    density = tokens / max(training.bytes, 1)
     row_tokens, validation_tokens = (min(file.row_bytes * density, spec.max_length) for file in (training, validation))
     work = outlook.work(spec, num_training, num_validation, row_tokens, validation_tokens if new.validation_file else row_tokens)
-    counted = "" if tokens_per_pass else f"; tokens not counted yet but reckoned at {outlook.BYTES_PER_TOKEN} bytes each"
+    counted = "" if tokens_per_pass is not None else f"; tokens not counted yet but reckoned at {outlook.BYTES_PER_TOKEN} bytes each"
     estimate = _estimate(context, new, spec, about, work, counted)
     return Resolution(spec, defaults.warnings(spec, about), num_training, num_validation, spec.total_steps(num_training), estimate)
 

@@ -67,9 +67,10 @@ def described(context: Context) -> list[Described]:
         found.append(Described(base.name, "base", base.name, moment, size))
     rows = models.list(context.db)
     place = {row.job_id: position for position, row in reversed(list(enumerate(rows)))}
+    file_of = {job_id: jobs.get(context.db, job_id).training_file for job_id in place}
     for row in sorted(rows, key=lambda row: (place[row.job_id], row.is_checkpoint, -row.step)):
         size = _size(settings.data_dir / row.directory)
-        file = jobs.get(context.db, row.job_id).training_file
+        file = file_of[row.job_id]
         found.append(Described(row.name, row.kind, row.base, row.created_at, size, row.job_id, file, row.step, row.is_checkpoint))
     return found
 

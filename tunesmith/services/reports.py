@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -196,8 +197,9 @@ async def _child(module: str, task: Mapping[str, Any]) -> AsyncGenerator[dict[st
         command = f"tunesmith.reports.{module}", orjson.dumps(task).decode()
         child = processes.spawn(*command, stdout=subprocess.PIPE, stderr=stderr, environment=_ENVIRONMENT)
         _children.add(child)
-        pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), child.stdout)
+        pipe: asyncio.ReadTransport | None = None
         try:
+            pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), child.stdout)
             while line := await asyncio.wait_for(reader.readline(), deadline - loop.time()):
                 found = orjson.loads(line)
                 if "error" in found:
@@ -207,10 +209,13 @@ async def _child(module: str, task: Mapping[str, Any]) -> AsyncGenerator[dict[st
         except TimeoutError:
             raise Unavailable(f"The look into the file was ended after {LIMIT_SECONDS:.0f} s.") from None
         finally:
-            processes.kill_group(child)
-            await asyncio.to_thread(child.wait)
-            pipe.close()
+            # Nothing is awaited here: whoever was cancelled once may be again, at each await.
             _children.discard(child)
+            processes.kill_group(child)
+            if pipe is not None:
+                pipe.close()
+            if child.returncode is None:
+                threading.Thread(target=child.wait, daemon=True).start()
         if child.returncode:
             stderr.seek(0)
             last = stderr.read()[-4096:].decode(errors="replace").strip().splitlines()[-1:]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import ColumnElement, Connection, Text, cast, func, or_, select, tuple_
 
@@ -14,6 +15,8 @@ from tunesmith.store.database import Database
 from tunesmith.store.pages import Page, fetch
 
 _jobs, _metrics, _diagnoses = schema.jobs, schema.metrics, schema.diagnoses
+#: Names looked up at once; a condition of a thousand parts is too deep for SQLite.
+_NAMES = 200
 
 
 @dataclass(frozen=True)
@@ -61,19 +64,24 @@ def queue(db: Database) -> list[str]:
 
 def users(db: Database, names: Sequence[str]) -> Mapping[str, list[tuple[str, Job]]]:
     """Return, for each of these files and models, the jobs that name it and as what, newest first."""
+    found: dict[str, list[tuple[str, Job]]] = defaultdict(list)
+    for start in range(0, len(names), _NAMES):
+        some = set(names[start : start + _NAMES])
+        for job in db.read(partial(_naming, names=some)):
+            roles = [("training", job.training_file), ("validation", job.validation_file), ("base", job.model)]
+            for role, name in roles + [("result", result) for result in job.result_files]:
+                if name in some:
+                    found[name].append((role, job))
+    return found
+
+
+def _naming(conn: Connection, names: Collection[str]) -> list[Job]:
     results = cast(_jobs.c.result_files, Text)
     where = or_(
         _jobs.c.training_file.in_(names), _jobs.c.validation_file.in_(names), _jobs.c.model.in_(names),
         *(results.contains(name, autoescape=True) for name in names),
     )  # fmt: skip
-    found: dict[str, list[tuple[str, Job]]] = defaultdict(list)
-    for row in db.read(lambda conn: conn.execute(select(_jobs).where(where).order_by(_jobs.c.number.desc())).all()):
-        job = jobs.build(row)
-        roles = [("training", job.training_file), ("validation", job.validation_file), ("base", job.model)]
-        for role, name in roles + [("result", result) for result in job.result_files]:
-            if name is not None:
-                found[name].append((role, job))
-    return found
+    return [jobs.build(row) for row in conn.execute(select(_jobs).where(where).order_by(_jobs.c.number.desc()))]
 
 
 def _losses(conn: Connection, ids: Sequence[str]) -> Mapping[str, list[tuple[int, float]]]:

@@ -83,9 +83,17 @@ async def report(
 
 
 @router.post("/jobs/resolve")
-def resolve(body: CreateJob, context: Services, tokens_per_pass: Annotated[int | None, Query(ge=0, lt=2**53)] = None) -> Resolution:
-    """Return what a job would become if it were created now; `tokens_per_pass`, from a report, makes the estimate better."""
-    found = estimates.resolve(context, asked(body), tokens_per_pass)
+def resolve(
+    body: CreateJob,
+    context: Services,
+    tokens_per_pass: Annotated[int | None, Query(ge=0, lt=2**53)] = None,
+    num_usable: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
+) -> Resolution:
+    """Return what a job would become if it were created now.
+
+    What a report has found makes it exact: `tokens_per_pass`, and `num_usable`, the training file's rows that have target tokens.
+    """
+    found = estimates.resolve(context, asked(body), tokens_per_pass, num_usable)
     return Resolution(
         model=found.spec.model, resolved=found.spec.hyperparameters(), reasons=found.spec.reasons, warnings=found.warnings,
         num_training=found.num_training, num_validation=found.num_validation, total_steps=found.total_steps,

@@ -19,6 +19,7 @@ from tunesmith.errors import AuthenticationFailed, NotFound, Unavailable
 #: Where `make dashboard` and the wheel put it.
 DIST = Path(__file__).parents[2] / "dashboard" / "dist"
 LOGIN_PATH = "/login"
+_LONGEST_NAME = 100
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'{style}; img-src 'self' data: blob:; connect-src 'self'; font-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -86,8 +87,8 @@ def asset(name: str, request: Request) -> FileResponse:
     """Return a file of the dashboard; its name changes with what is in it."""
     path = DIST / "assets" / name
     packed = path.with_name(f"{name}.gz")
-    if not path.is_file() or path.parent != DIST / "assets":
-        raise NotFound(f"There is no asset {name!r}. Hint: reload the page; the server was updated.")
+    if len(name) > _LONGEST_NAME or not path.is_file() or path.parent != DIST / "assets":
+        raise NotFound(f"There is no asset {name[:_LONGEST_NAME]!r}. Hint: reload the page; the server was updated.")
     headers = {"cache-control": "private, max-age=31536000, immutable", "vary": "accept-encoding"}
     if packed.is_file() and "gzip" in request.headers.get("accept-encoding", ""):
         return FileResponse(packed, headers=headers | {"content-encoding": "gzip"}, media_type=mimetypes.guess_type(name)[0])
