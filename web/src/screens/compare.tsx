@@ -140,10 +140,10 @@ function Differences({ runs }: { runs: readonly Compared[] }) {
     const file = (of: Run["validation_file"]) => of && `${of.filename ?? "deleted"} (…${of.id.slice(-6)})`;
     return { model: job.model, training_file: file(training_file), validation_file: file(validation_file), ...(resolved ?? asked), seed: job.seed };
   });
-  const names = [...new Set(settings.flatMap(Object.keys))].filter((name) => all || new Set(settings.map((one) => told(one[name]))).size > 1);
+  const names = [...new Set(settings.flatMap(Object.keys))].filter((name) => name !== "usual_learning_rate" && (all || new Set(settings.map((one) => told(one[name]))).size > 1));
   return (
     <Card title={all ? "Settings" : "Differences"} actions={<Check label="Show all" checked={all} onChange={(on) => setQuery({ rows: on ? "all" : null })} />}>
-      {names.length > 0 && <Grid label="Settings of the runs" head={["Name", ...runs.map((run) => <Name {...run} />)]} rows={names.map((name) => [<code>{name}</code>, ...settings.map((one) => told(one[name]))])} />}
+      {names.length > 0 && <Grid label="Settings of the runs" head={["Name", ...runs.map((run) => <Name {...run} />)]} rows={names.map((name) => [<code>{name}</code>, ...settings.map((one) => told(one[name], name))])} />}
       {!names.length && <p class="muted">{runs.length > 1 ? "The runs had the same settings." : "Add a second run to see what differs."}</p>}
     </Card>
   );

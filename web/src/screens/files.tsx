@@ -15,6 +15,7 @@ const HEAD = ["Name", "Purpose", "Size", "Created", "Used by", <span class="sr-o
 export default function Files() {
   const q = useQuery("q") ?? "";
   const opened = useQuery("rows");
+  const [linked] = useState(opened);
   const [pages, setPages] = useState(1);
   const [doomed, setDoomed] = useState<FileOverview | null>(null);
   const load = async (abort: AbortSignal) => {
@@ -25,6 +26,7 @@ export default function Files() {
       files.push(...data);
       more = has_more;
     }
+    if (linked && !q && !files.some(({ id }) => id === linked)) files.unshift(...(await get("/api/files", { q: linked, limit: 1 }, abort)).data);
     return { files, more };
   };
   const { data, error, busy, reload } = useLoad(load, [q, pages]);

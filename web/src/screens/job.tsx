@@ -33,7 +33,7 @@ export default function JobScreen({ id }: { id: string }) {
       <Doing live={live} run={run} />
       <div class="job-split">
         <Card class="curves">
-          {curves === "loading" ? <Skeleton height={620} /> : curves === "there" ? <Curves live={live} run={run} name={name} /> : <p class="unstarted muted">{empty}</p>}
+          {curves === "loading" ? <Skeleton height={620} /> : curves === "there" ? <Curves live={live} name={name} /> : <p class="unstarted muted">{empty}</p>}
         </Card>
         <Interpretation live={live} run={run} checkpoints={checkpoints} />
       </div>

@@ -16,7 +16,8 @@ const STATUSES: readonly Status[] = ["running", "queued", "validating_files", "p
 const picked = signal<readonly string[]>([]);
 
 export default function Jobs() {
-  const status = useQuery("status") ?? "";
+  const asked = useQuery("status");
+  const status = STATUSES.find((known) => known === asked) ?? "";
   const q = useQuery("q") ?? "";
   const [limit, setLimit] = useState(PAGE);
   const load = (abort: AbortSignal) => get("/api/jobs", { status: status as Status, q, limit }, abort);

@@ -21,7 +21,7 @@ export function Users({ of, all }: { of: readonly UsedBy[]; all?: boolean }) {
   );
 }
 
-type DeletingProps = { name: string; onDelete: () => Promise<unknown>; onDone: () => void; onClose: () => void; children: ComponentChildren };
+type DeletingProps = { name: string; onDelete: () => Promise<unknown>; onDone: () => Promise<void>; onClose: () => void; children: ComponentChildren };
 
 /** Asks before something is deleted; why the server refuses is said in the dialog. */
 export function Deleting({ name, onDelete, onDone, onClose, children }: DeletingProps) {
@@ -33,8 +33,8 @@ export function Deleting({ name, onDelete, onDone, onClose, children }: Deleting
       return setError(refused as Error);
     }
     toast(`${name} is deleted.`);
+    await onDone();
     onClose();
-    onDone();
   };
   return (
     <Dialog title={`Delete ${name}?`} onClose={onClose} actions={<><Button onClick={onClose}>Cancel</Button><Button kind="danger" onClick={remove}>Delete</Button></>}>

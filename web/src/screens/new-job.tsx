@@ -38,7 +38,8 @@ function Form({ table, models, files }: { table: HyperparameterInfo[]; models: M
   const length = Math.floor(Number(query.value.get("max_length")));
   const subject = { file, model, validation_file, max_length: length >= 8 ? length : undefined };
   const report = useReport(subject);
-  const tokens_per_pass = report.data?.tokens?.total;
+  const tokens = report.data?.tokens;
+  const tokens_per_pass = tokens?.total;
   const resolve = async (signal: AbortSignal) => (file ? settled().then(() => post("/api/jobs/resolve", { tokens_per_pass }, body, signal)) : null);
   const resolution = useLoad(resolve, [asked, tokens_per_pass]);
 
@@ -97,6 +98,7 @@ function Form({ table, models, files }: { table: HyperparameterInfo[]; models: M
           <Outlook {...resolution} />
           {resolution.data?.warnings.map((warning) => <Note key={warning} severity="warning">{warning}</Note>)}
           {report.data && report.data.num_errors > 0 && <Note severity="critical">The training file has {plural(report.data.num_errors, "error")}: the job would fail.</Note>}
+          {tokens && tokens.dropped === tokens.rows && <Note severity="critical">No row has a target token within max_length {number(tokens.max_length)}: the job would fail.</Note>}
         </Card>
       </div>
       <Card title="The same job in code">

@@ -17,9 +17,16 @@ export function Dialog({ title, onClose, actions, children }: DialogProps) {
   const ref = useRef<HTMLDialogElement>(null);
   const id = useId();
   useLayoutEffect(() => {
-    const dialog = ref.current!;
+    const [dialog, opener] = [ref.current!, document.activeElement as HTMLElement | null];
     dialog.showModal();
-    return () => dialog.close();
+    return () => {
+      dialog.close();
+      // The focus goes back, to the heading where its control is gone; after a tick, so that a button is no longer busy.
+      setTimeout(() => {
+        opener?.focus();
+        if (document.activeElement === document.body) document.querySelector("h1")?.focus();
+      });
+    };
   }, []);
   const cancel = (event: Event) => {
     event.preventDefault();

@@ -7,13 +7,13 @@ export interface Loaded<T> {
   data: T | null;
   error: Error | null;
   busy: boolean;
-  reload: () => void;
+  reload: () => Promise<void>;
 }
 
 /** Load when `deps` change and, with `every` (ms), repeatedly while the page is seen. A late answer to an old question is dropped. */
 export function useLoad<T>(load: (signal: AbortSignal) => Promise<T>, deps: readonly unknown[], every?: number): Loaded<T> {
   const [state, setState] = useState<Omit<Loaded<T>, "reload">>({ data: null, error: null, busy: true });
-  const again = useRef(() => {});
+  const again = useRef(async () => {});
   useEffect(() => {
     const stop = new AbortController();
     let timer = 0;
@@ -30,10 +30,10 @@ export function useLoad<T>(load: (signal: AbortSignal) => Promise<T>, deps: read
     };
     again.current = () => {
       setState((before) => ({ ...before, busy: true }));
-      void go();
+      return go();
     };
     if (every) document.addEventListener("visibilitychange", () => document.hidden || void go(), { signal: stop.signal });
-    again.current();
+    void again.current();
     return () => {
       stop.abort();
       clearTimeout(timer);

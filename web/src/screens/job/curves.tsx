@@ -1,19 +1,20 @@
 // A job's charts: which points are drawn (finer ones where it is zoomed in), what stands on them, and all full evaluations as a table.
 import { useEffect, useMemo, useState } from "preact/hooks";
-import { get, url, type Diagnosis, type Metric, type MetricData, type Run } from "../../api/client";
+import { get, type Diagnosis, type Metric, type MetricData } from "../../api/client";
 import type { LiveJob } from "../../api/live";
 import { Charts } from "../../chart/charts";
 import type { Drawing, Line, Panel } from "../../chart/plot";
 import { at, AXES, column, places, save, smooth, type Axis } from "../../chart/series";
 import { useView } from "../../chart/view";
-import { Button, Fold, Grid } from "../../ui";
+import { Button, Fold, Grid, toast } from "../../ui";
 import { loss, number, percent } from "../../ui/format";
 import { best } from "./parts";
 
+const PAGE = 10_000;
 const DETAIL_POINTS = 4000;
 const DETAIL_WAIT_MS = 200;
 
-export function Curves({ live, run, name }: { live: LiveJob; run: Run; name: string }) {
+export function Curves({ live, name }: { live: LiveJob; name: string }) {
   const view = useView();
   const version = usePaced(live.version.value, live.points.length / 40);
   const diagnosis = live.diagnosis.value;
@@ -26,8 +27,7 @@ export function Curves({ live, run, name }: { live: LiveJob; run: Run; name: str
     const said = (axis: Axis) => AXES[axis].format(AXES[axis].of(points[index]!, points[0]!));
     return `Step ${said("step")} · epoch ${said("epoch")} · ${said("tokens")} tokens · ${said("time")}`;
   };
-  const [result] = run.job.result_files;
-  const download = () => (result ? location.assign(url("/v1/files/{file_id}/content", { file_id: result })) : save(csv(points), `${name}.csv`));
+  const download = () => whole(live.id, points).then((all) => save(csv(all), `${name}.csv`), (error: Error) => toast(error.message, true));
   const row = (data: MetricData) => [data.step ? number(data.step) : "0, base model", number(data.epoch), loss(data.train_loss), loss(data.full_valid_loss), percent(data.full_valid_mean_token_accuracy)];
   const rows = points.flatMap(({ data }) => (data.full_valid_loss == null ? [] : [row(data)]));
   return (
@@ -38,6 +38,18 @@ export function Curves({ live, run, name }: { live: LiveJob; run: Run; name: str
       </Fold>
     </>
   );
+}
+
+/** Every point of the job: those at hand, or where they are thinned out the server's. */
+async function whole(job_id: string, points: readonly Metric[]): Promise<readonly Metric[]> {
+  if (points.length > points.at(-1)!.data.step - points[0]!.data.step) return points;
+  const all: Metric[] = [];
+  for (let [after, more] = [0, true]; more; ) {
+    const page = await get("/api/jobs/{job_id}/metrics", { job_id, after, limit: PAGE });
+    all.push(...page.data);
+    [after, more] = [page.next, page.has_more];
+  }
+  return all;
 }
 
 /** `value`, but changing at most every `ms`. */

@@ -1,6 +1,6 @@
 // Below the curves: checkpoints, rows the model does badly on, what the job was told and what it said, its files.
 import { useState } from "preact/hooks";
-import { get, url, type Checkpoint, type Diagnosis, type FileRow, type Run } from "../../api/client";
+import { ApiError, get, url, type Checkpoint, type Diagnosis, type FileRow, type Run } from "../../api/client";
 import type { LiveJob } from "../../api/live";
 import { setQuery, useQuery } from "../../router";
 import { Badge, Button, Card, Check, ErrorNote, Facts, Fold, Grid, LinkButton, Skeleton, Time, useLoad } from "../../ui";
@@ -74,12 +74,12 @@ function parts(row: FileRow | undefined): [string, string][] {
 
 export function Settings({ run: { asked, resolved, reasons, plan, job } }: { run: Run }) {
   const used = { seed: job.seed, ...resolved } as Record<string, unknown>;
-  const names = [...new Set([...Object.keys(used), ...Object.keys(asked)])].filter((name) => name !== "model");
+  const names = [...new Set([...Object.keys(used), ...Object.keys(asked)])].filter((name) => name !== "model" && name !== "usual_learning_rate");
   return (
     <Card title="Hyperparameters">
       <Grid
         label="Table of hyperparameters" head={["Name", "Asked", "Used", "Reason"]}
-        rows={names.map((name) => [<code>{name}</code>, name in asked ? told(asked[name]) : "–", name in used ? told(used[name]) : "not yet", <span class="muted small">{reasons[name]}</span>])}
+        rows={names.map((name) => [<code>{name}</code>, name in asked ? told(asked[name], name) : "–", name in used ? told(used[name], name) : "not yet", <span class="muted small">{reasons[name]}</span>])}
       />
       {plan && <Fold title="Execution plan"><Facts of={Object.entries(plan).map(([name, value]) => [name, told(value)])} /></Fold>}
     </Card>
@@ -107,9 +107,9 @@ export function Events({ live }: { live: LiveJob }) {
 
 export function Files({ run }: { run: Run }) {
   const [result] = run.job.result_files;
-  const { data } = useLoad(async (abort) => (result ? get("/v1/files/{file_id}", { file_id: result }, abort) : null), [result]);
+  const { data, error } = useLoad(async (abort) => (result ? get("/v1/files/{file_id}", { file_id: result }, abort) : null), [result]);
   const link = ({ id, filename, bytes: size }: Run["training_file"]) =>
     filename === null ? `${id}, deleted` : <><a href={url("/v1/files/{file_id}/content", { file_id: id })} download={filename}>{filename}</a> <span class="muted nowrap">{bytes(size)}</span></>;
-  const files = Object.entries({ Training: run.training_file, Validation: run.validation_file, Result: data });
+  const files = Object.entries({ Training: run.training_file, Validation: run.validation_file, Result: data ?? (result && error instanceof ApiError && error.status === 404 ? { id: result, filename: null, bytes: null } : null) });
   return <Card title="Files"><Facts of={files.flatMap(([role, file]) => (file ? [[role, link(file)]] : []))} /></Card>;
 }

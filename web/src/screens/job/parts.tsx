@@ -5,10 +5,10 @@ import "./job.css";
 
 export const tryLink = (...models: string[]): string => `/try?models=${models.map(encodeURIComponent).join()}`;
 
-/** A value of unknown shape in few words. */
-export function told(value: unknown): string {
-  if (typeof value === "number") return Number.isInteger(value) ? number(value) : rate(value);
-  if (Array.isArray(value)) return value.map(told).join(", ");
+/** A value of unknown shape in few words; a seed is a number but no count. */
+export function told(value: unknown, name = ""): string {
+  if (typeof value === "number" && name !== "seed") return Number.isInteger(value) ? number(value) : rate(value);
+  if (Array.isArray(value)) return value.map((one) => told(one)).join(", ");
   if (value && typeof value === "object") return Object.entries(value).map(([name, inner]) => `${name} ${told(inner)}`).join(", ");
   return String(value ?? "none");
 }

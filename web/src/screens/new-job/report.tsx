@@ -34,7 +34,7 @@ export function Report({ data: report, error, busy, reload }: Loaded<DataReport>
   const tokens = report?.tokens;
   const figures = {
     Rows: number(report?.rows), Format: report?.format ?? "–", Errors: number(report?.num_errors), Tokens: compact(tokens?.total),
-    "Target tokens": tokens ? `${compact(tokens.target)} · ${percent(tokens.target / tokens.total, 0)}` : "–", "Mean length": number(tokens && Math.round(tokens.mean)),
+    "Target tokens": tokens ? `${compact(tokens.target)}${tokens.total ? ` · ${percent(tokens.target / tokens.total, 0)}` : ""}` : "–", "Mean length": number(tokens && Math.round(tokens.mean)),
     Median: number(tokens?.median), "95 % up to": number(tokens?.p95), Longest: number(tokens?.max),
     Truncated: number(tokens?.truncated), Dropped: number(tokens?.dropped), "Validation rows": number(report?.validation_rows),
   };

@@ -71,12 +71,14 @@ function Waiting() {
   return <p class="answer muted">{late ? "Loading the model. A base that is not here yet is fetched first, which may take minutes." : "Waiting for the first token …"}</p>;
 }
 
-/** Tokens, their speed after the first, the first one's delay, and why it ended. */
-function figures({ tokens, usage, begun, first, ended, finish }: Turn): string {
+const SHORTEST_S = 0.05;
+
+/** Tokens, their speed after the first unless they came in one piece, the first one's delay, and why it ended. */
+function figures({ tokens, usage, begun, first, last, ended, finish }: Turn): string {
   if (first === null && ended === null) return "";
   const count = usage?.completion_tokens ?? tokens.length;
-  const seconds = ((ended ?? performance.now()) - (first ?? begun)) / 1000;
-  const speed = count > 1 && seconds > 0 && `${number(Number(((count - 1) / seconds).toPrecision(3)))} tokens/s`;
+  const seconds = ((last ?? 0) - (first ?? 0)) / 1000;
+  const speed = count > 1 && seconds >= SHORTEST_S && `${number(Number(((count - 1) / seconds).toPrecision(3)))} tokens/s`;
   return [plural(count, "token"), speed, first && `first after ${((first - begun) / 1000).toFixed(2)} s`, finish && `finish reason ${finish}`].filter(Boolean).join(" · ");
 }
 

@@ -8,13 +8,20 @@ export type Prompt = { mode: Mode; system: string; prompt: string };
 type Taken = Prompt & { expected: string | null; messages: Message[]; tools?: unknown };
 
 /** Return what a row asks and expects; null for one that is neither a conversation nor a prompt. */
-export function taken({ prompt, completion, messages: all, tools }: { prompt?: unknown; completion?: unknown; messages?: Message[]; tools?: unknown }): Taken | null {
+export function taken({ prompt, completion, messages: all, tools }: { prompt?: unknown; completion?: unknown; messages?: unknown; tools?: unknown }): Taken | null {
   if (typeof prompt === "string") return { mode: "text", system: "", prompt, expected: typeof completion === "string" ? completion : null, messages: [] };
-  if (!Array.isArray(all)) return null;
+  if (!Array.isArray(all) || !all.every(isMessage)) return null;
   const answer = all.findLastIndex((message) => message.role === "assistant");
   const messages = answer < 0 ? all : all.slice(0, answer);
   const text = (message: Message | undefined, role: string) => (message?.role === role ? said(message) : "");
   return { mode: "chat", system: text(messages[0], "system"), prompt: text(messages.at(-1), "user"), expected: all[answer] ? said(all[answer]) : null, messages, tools };
+}
+
+/** Whether the parts of a message that are read here are as OpenAI has them; the server checks the rest. */
+function isMessage(one: { role?: unknown; content?: unknown; tool_calls?: unknown } | null): one is Message {
+  const { role, content, tool_calls: calls } = one ?? {};
+  const parts = !Array.isArray(content) || content.every((part) => typeof part?.text === "string");
+  return typeof role === "string" && parts && (!calls || (Array.isArray(calls) && calls.every((call) => typeof (call?.function ?? call)?.name === "string")));
 }
 
 function said({ content, tool_calls }: Message): string {
@@ -27,7 +34,8 @@ const [KEY, MOST] = ["prompts", 50];
 /** The prompts asked before, newest first. */
 export function history(): Prompt[] {
   try {
-    return JSON.parse(localStorage.getItem(KEY) ?? "[]");
+    const kept = JSON.parse(localStorage.getItem(KEY) ?? "[]");
+    return Array.isArray(kept) ? kept.filter((one) => typeof one?.prompt === "string" && typeof one.system === "string") : [];
   } catch {
     return []; // a browser that keeps nothing
   }

@@ -3,9 +3,10 @@ import { signal } from "@preact/signals";
 import { ApiError, isAbort, lines, open, sending } from "../../api/client";
 import { announce } from "../../ui";
 
-type Call = { function: { name: string; arguments: string } };
+type Called = { name: string; arguments: string };
+type Call = { function: Called } | Called;
 /** As OpenAI has it. */
-export type Message = { role: string; content?: unknown; tool_calls?: Call[] };
+export type Message = { role: string; content?: unknown; tool_calls?: Call[] | null };
 /** A request, exactly as it is sent. */
 export interface Ask {
   path: "/v1/chat/completions" | "/v1/completions";
@@ -23,9 +24,10 @@ export interface Turn extends Question {
   finish: string | null;
   error: Error | null;
   usage: { completion_tokens: number } | null;
-  /** Milliseconds on the page's clock, as the next two. */
+  /** Milliseconds on the page's clock, as the next three: `first` and `last` are when text came. */
   begun: number;
   first: number | null;
+  last: number | null;
   ended: number | null;
 }
 
@@ -47,7 +49,7 @@ export class Talk {
   async start(question: Question, before: readonly Turn[] = []): Promise<void> {
     this.stop();
     const abort = (this.abort = new AbortController());
-    const turn: Turn = { ...question, text: "", tokens: [], finish: null, error: null, usage: null, begun: performance.now(), first: null, ended: null };
+    const turn: Turn = { ...question, text: "", tokens: [], finish: null, error: null, usage: null, begun: performance.now(), first: null, last: null, ended: null };
     const show = () => abort === this.abort && (this.turns.value = [...before, { ...turn }]);
     let shown = 0;
     this.busy.value = true;
@@ -105,7 +107,8 @@ function read({ choices, usage, error }: Chunk, turn: Turn): void {
   if (!choice) return;
   const { delta, logprobs } = choice;
   const text = choice.text ?? delta?.content ?? called(delta?.tool_calls);
-  if (text) turn.first ??= performance.now();
+  if (text) turn.last = performance.now();
+  turn.first ??= turn.last;
   turn.text += text;
   turn.finish = choice.finish_reason ?? turn.finish;
   if (logprobs) turn.tokens = [...turn.tokens, ...("tokens" in logprobs ? rows(logprobs) : logprobs.content)];
@@ -118,7 +121,7 @@ const sorted = (top: Record<string, number>): Likely[] =>
   Object.entries(top).map(([token, logprob]) => ({ token, logprob })).sort((a, b) => b.logprob - a.logprob).slice(0, 5);
 
 /** Tool calls as text: name and arguments, one a line. */
-export const called = (calls: Call[] = []): string => calls.map((call) => `${call.function.name} ${call.function.arguments}`).join("\n");
+export const called = (calls: Call[] | null | undefined): string => (calls || []).map((call) => ("function" in call ? call.function : call)).map((one) => `${one.name} ${one.arguments}`).join("\n");
 
 const NEAR = 16;
 
