@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tunesmith.domain import example
+from tunesmith.services import files
 
 from ..acceptance.deployment import KEY, Deployment, serving
 from ..contract.serving import Serving
@@ -167,3 +168,32 @@ def test_models_and_files_are_deleted_knowingly(open_page: OpenPage, empty_serve
         expect(dialog).to_contain_text(job_id)
     dialog.get_by_role("button", name="Delete", exact=False).click()
     expect(dialog).to_contain_text("is needed by job")
+
+
+def test_try_survives_rows_of_any_shape(open_page: OpenPage, empty_server: Serving) -> None:
+    rows = [
+        '{"messages": [null]}',
+        '{"messages": [{"role": "assistant", "content": [null]}]}',
+        '{"messages": [{"role": "assistant", "tool_calls": "abc"}]}',
+    ]
+    with files.Upload(empty_server.context) as incoming:
+        incoming.write(("\n".join([*rows, '{"messages": [{"role": "user", "content": "good"}]}']) + "\n").encode())
+        file_id = incoming.finish(filename="odd.jsonl", purpose="fine-tune").id
+    for line in range(1, len(rows) + 1):
+        page = open_page(empty_server.url, f"/try?file={file_id}&line={line}")
+        expect(page.get_by_text(f"Line {line} is neither", exact=False)).to_be_visible()
+        page.get_by_label("Line", exact=True).fill("4")
+        expect(page.get_by_label("User message")).to_have_value("good")
+        page.close()
+
+
+def test_a_dialog_gives_the_focus_back(open_page: OpenPage, seeded_server: tuple[Serving, seeded.Jobs]) -> None:
+    server, _ = seeded_server
+    page = open_page(server.url, "/files")
+    button = page.get_by_role("button", name="Delete train.jsonl").first
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(button).to_be_focused()

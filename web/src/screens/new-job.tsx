@@ -40,8 +40,9 @@ function Form({ table, models, files }: { table: HyperparameterInfo[]; models: M
   const report = useReport(subject);
   const tokens = report.data?.tokens;
   const tokens_per_pass = tokens?.total;
-  const resolve = async (signal: AbortSignal) => (file ? settled().then(() => post("/api/jobs/resolve", { tokens_per_pass }, body, signal)) : null);
-  const resolution = useLoad(resolve, [asked, tokens_per_pass]);
+  const num_usable = tokens && tokens.of_rows === tokens.rows ? tokens.rows - tokens.dropped : null;
+  const resolve = async (signal: AbortSignal) => (file ? settled().then(() => post("/api/jobs/resolve", { tokens_per_pass, num_usable }, body, signal)) : null);
+  const resolution = useLoad(resolve, [asked, tokens_per_pass, num_usable]);
 
   const [refused, setRefused] = useState<{ asked: string; error: Error } | null>(null);
   const create = async () => {
