@@ -94,7 +94,8 @@ def test_events_are_openais(deployment: Deployment, finished: dict[str, Any]) ->
     ]
     assert messages[-2:] == [f"New fine-tuned model created: {job.fine_tuned_model}", "The job has successfully completed"]
     assert messages[-3].startswith("Verdict: 4 of 4 validation rows (100 %) are in the training file too")
-    assert all(event.data == {} for event in events if event.type == "message")
+    # What OpenAI also says has no data; the reckoning of memory, ours, carries its figures.
+    assert all(event.data == {} for event in events if event.type == "message" and not event.message.startswith("Memory:"))
     metrics = [event for event in events if event.type == "metrics"]
     assert metrics[0].message.startswith("Base model: full validation loss=")
     assert [event.data["step"] for event in metrics] == list(range(13))
