@@ -24,8 +24,9 @@ Theme = Literal["light", "dark"]
 OpenPage = Callable[..., Page]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
+    """A browser that ends with these tests: its event loop runs for as long as it does, and others' async tests need their own."""
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium.path(), args=list(chromium.ARGUMENTS))
         yield started
