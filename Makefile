@@ -68,6 +68,8 @@ bench: install ## Measure speed, memory and latency on this machine.
 	@$(BIN)/python benchmarks/generation.py
 	@$(BIN)/python benchmarks/latency.py
 	@$(BIN)/python benchmarks/api_memory.py | tee benchmarks/results/api_memory.json
+	@$(BIN)/python benchmarks/watchers.py | tee benchmarks/results/watchers.json
+	@$(BIN)/python benchmarks/dashboard.py | tee benchmarks/results/dashboard.json
 
 bench-diagnosis: install ## Measure the diagnosis on runs with known causes; DATA=DIR adds others' histories.
 	@$(BIN)/python benchmarks/diagnosis/causes.py --held-out --output benchmarks/results/diagnosis_causes.json
