@@ -33,7 +33,8 @@ def run(settings: Settings, *, with_parent: bool = False) -> None:
     if with_parent:
         processes.die_with_parent(signal.SIGTERM)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for talkative in ("httpx", "alembic"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     listener = _listen(settings)
     app = create_app(settings)
     _greet(settings, listener.getsockname()[1], app.state.key.plain, app.state.access.mint_login())

@@ -510,3 +510,13 @@ def test_a_picture_that_cannot_be_written(name: str, tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text(TABLE)
     done = CliRunner().invoke(app, ["diagnose", str(tmp_path / "results.csv"), "--plot", str(tmp_path / name)])
     assert isinstance(done.exception, InvalidRequest) and "The picture cannot be written to" in done.exception.message
+
+
+def test_a_run_that_has_just_begun_is_not_told_to_evaluate_less() -> None:
+    asked = {"eval_interval": 10}
+    begun = replace(made(falling(3.0, 2.0, steps=10), {10: 1.9}), hyperparameters=asked, total_steps=93, finished=False)
+    (found,) = [finding for finding in report.diagnose(begun).findings if finding.code == "cannot_tell"]
+    assert not found.changes and found.advice.startswith("Wait")
+    rarely = replace(begun, hyperparameters={"eval_interval": 40})
+    (found,) = [finding for finding in report.diagnose(rarely).findings if finding.code == "cannot_tell"]
+    assert [(change.knob, change.after) for change in found.changes] == [("eval_interval", 11)]

@@ -35,13 +35,15 @@ def cannot_tell(view: View) -> Finding | None:
     points, steps = len(view.loss), max(view.history.total_steps or 0, view.history.last_step)
     if not 0 < points < LIMITS.few_points:
         return None
-    change = None
-    if steps >= 2 * LIMITS.few_points:
-        change = advice.value(view.history, "eval_interval", max(1, steps // 8), f"{points} points in {steps} steps show no trend")
+    change, wanted, known = None, max(1, steps // 8), view.history.hyperparameters.get("eval_interval")
+    if steps >= 2 * LIMITS.few_points and not (isinstance(known, int) and known <= wanted):
+        change = advice.value(view.history, "eval_interval", wanted, f"{points} points in {steps} steps show no trend")
     return finding(
         "cannot_tell", "info", 1.0, (int(view.loss.steps[0]), int(view.loss.steps[-1])), {"validation_points": points},
         f"With {points} validation point{'s' if points > 1 else ''} nobody can tell whether the run overfits or has converged.",
-        "Evaluate more often: eval_interval for the sampled validation; the full one comes with each epoch.", change,
+        "Evaluate more often: eval_interval for the sampled validation; the full one comes with each epoch."
+        if change or view.history.finished else "Wait: more evaluations come as it goes on.",
+        change,
     )  # fmt: skip
 
 
