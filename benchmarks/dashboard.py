@@ -21,12 +21,12 @@ from typing import Any
 from urllib.request import urlopen
 
 from playwright.sync_api import Page, sync_playwright
+from watchers import running_job
 
 from tunesmith import services
-from tunesmith.domain.jobs import Event, Job
 from tunesmith.domain.runs import MetricPoint
 from tunesmith.settings import Settings
-from tunesmith.store import files, jobs, queue
+from tunesmith.store import jobs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.browser import chromium
@@ -107,22 +107,7 @@ def _said(times: list[float]) -> dict[str, int]:
 def _long_job(directory: Path, count: int) -> str:
     """Store a job that is over, with noisy figures."""
     context = services.open(Settings.load(data_dir=directory, cache_dir=directory))
-    files.create(context.db, files.FileRow("file-1", 2, 1, "t.jsonl", "fine-tune", "00"))
-    new = Job(
-        id="ftjob-1",
-        created_at=0,
-        status="queued",
-        model="base",
-        training_file="file-1",
-        validation_file=None,
-        suffix=None,
-        seed=1,
-        asked={},
-    )
-    jobs.create(context.db, new)
-    job = queue.claim(context.db, "benchmark", lease_seconds=3600)
-    assert job is not None
-    jobs.move(context.db, job.id, job.fence, "running", events=[Event("started", "started")])
+    job = running_job(context)
     draw = random.Random(1)
     for start in range(0, count, 5_000):
         points = [_point(step, count, draw) for step in range(start, start + 5_000)]

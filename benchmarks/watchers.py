@@ -44,7 +44,7 @@ def main() -> None:
 
 async def _measure(directory: Path, arguments: argparse.Namespace) -> dict[str, object]:
     context = services.open(Settings.load(data_dir=directory, cache_dir=directory))
-    job = _running_job(context)
+    job = running_job(context)
     port = 18_000 + os.getpid() % 10_000
     server = subprocess.Popen(
         [sys.executable, "-c", _SERVER, str(directory), str(port)],
@@ -85,7 +85,8 @@ async def _measure(directory: Path, arguments: argparse.Namespace) -> dict[str, 
         context.close()
 
 
-def _running_job(context: services.Context) -> Job:
+def running_job(context: services.Context) -> Job:
+    """Store a job that this process runs."""
     files.create(context.db, files.FileRow("file-1", 2, 1, "t.jsonl", "fine-tune", "00"))
     new = Job(
         id="ftjob-1",

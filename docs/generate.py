@@ -28,7 +28,7 @@ DOCS = Path(__file__).parent
 _PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 #: SmolLM2-135M-Instruct and the bundled example, for which "auto" is shown.
 _FACTS = CATALOGUE[DEFAULT].facts
-_DATA = defaults.DataFacts(num_training=576, num_validation=99)
+_DATA = defaults.DataFacts(num_training=496, num_validation=99)
 #: Where the code computes a default, the words that say so.
 _COMPUTED = {"data_dir": "the user's data directory (`~/.local/share/tunesmith`)", "cache_dir": "the user's cache (`~/.cache/tunesmith`)"}
 

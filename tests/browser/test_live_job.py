@@ -104,6 +104,17 @@ def test_charts_move_and_a_reload_loses_nothing(open_page: OpenPage, server: Ser
         all_there(page, trainer)
 
 
+def test_the_figures_are_asked_for_once(open_page: OpenPage, server: Serving) -> None:
+    """The page's header has the browser ask for them before the script does; the script must then want the same."""
+    job = seeded.run(server.context, seeded.curve(30, 240))
+    page = open_page(server.url)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/metrics" in request.url else None)
+    page.goto(f"/jobs/{job.id}")
+    expect(page.locator("canvas")).to_have_count(2)
+    assert len(asked) == 1
+
+
 def test_a_cut_connection_loses_nothing(open_page: OpenPage, server: Serving) -> None:
     with training(server) as trainer:
         page = open_page(server.url, f"/jobs/{trainer.job.id}", expect=("ERR_INTERNET_DISCONNECTED", "ERR_NETWORK"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import threading
@@ -17,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.domain.jobs import Event, Job
+from tunesmith.api import views
+from tunesmith.domain.jobs import Job
 from tunesmith.domain.runs import MetricPoint
 from tunesmith.services.curves import MIN_POINTS, SERIES, Thinned
 from tunesmith.store import jobs
@@ -208,6 +210,10 @@ def test_thinning_loses_no_extreme_and_never_takes_back(seed: int, count: int, m
     assert {one.seq for one in now if one.seq < edge} <= {one.seq for one in before}
 
 
+def test_the_wire_has_every_figure_of_a_step() -> None:
+    assert set(views.MetricData.model_fields) == {field.name for field in dataclasses.fields(MetricPoint)}
+
+
 def test_few_points_are_all_kept() -> None:
     rows = [row(step, step, train_loss=float(step)) for step in range(400)]
     assert kept(rows, 4000) == rows
@@ -302,9 +308,3 @@ def test_models_and_where_they_come_from(server: Serving, http: httpx.Client) ->
     assert zipfile.ZipFile(BytesIO(answer.content)).namelist() == ["adapter_config.json"]
     assert http.get(f"/api/models/{BASE}/adapter").status_code == 400
     assert http.get("/api/models/ft:none/adapter").status_code == 404
-
-
-def test_events_of_a_job_that_nobody_watches_cost_nothing(server: Serving, http: httpx.Client) -> None:
-    job = start(server, http)
-    jobs.record(server.context.db, job.id, job.fence, events=[Event("one", "one")])
-    assert server.app.state.live._tails == {}

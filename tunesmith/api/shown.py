@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from tunesmith.api import schemas, views
 from tunesmith.domain.jobs import Event, Job
@@ -12,11 +12,8 @@ from tunesmith.services import Context
 from tunesmith.services.models import Described, organization_id
 from tunesmith.store import files, overviews
 from tunesmith.store.files import FileRow
-from tunesmith.store.overviews import JobOverview
+from tunesmith.store.overviews import JobOverview, Role, Users
 from tunesmith.store.records import MetricRow
-
-#: What an overview's page of users is made of: file or model -> (role, job), as `overviews.users` returns it.
-Users = Mapping[str, Sequence[tuple[str, Job]]]
 
 
 def run(context: Context, job: Job) -> views.Run:
@@ -85,12 +82,8 @@ def model(context: Context, found: Described, users: Users) -> views.ModelOvervi
     )  # fmt: skip
 
 
-def _used_by(users: Sequence[tuple[str, Job]]) -> list[views.UsedBy]:
-    return [views.UsedBy(id=job.id, status=job.status, role=_role(role)) for role, job in users]
-
-
-def _role(role: str) -> Literal["training", "validation", "result", "base"]:
-    return role  # type: ignore[return-value]
+def _used_by(users: Sequence[tuple[Role, Job]]) -> list[views.UsedBy]:
+    return [views.UsedBy(id=job.id, status=job.status, role=role) for role, job in users]
 
 
 def _position(waiting: Sequence[str], job: Job) -> int | None:

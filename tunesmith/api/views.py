@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from tunesmith.api import schemas
 from tunesmith.domain import jobs
 from tunesmith.domain.findings import Severity
+from tunesmith.store.overviews import Role
 
 Value = int | float | bool | str | None
 
@@ -204,7 +205,7 @@ class UsedBy(BaseModel):
 
     id: str
     status: jobs.Status
-    role: Literal["training", "validation", "result", "base"]
+    role: Role
 
 
 class FileOverview(schemas.File):

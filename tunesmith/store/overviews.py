@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from sqlalchemy import ColumnElement, Connection, Text, cast, func, or_, select, tuple_
 
@@ -15,6 +16,10 @@ from tunesmith.store.database import Database
 from tunesmith.store.pages import Page, fetch
 
 _jobs, _metrics, _diagnoses = schema.jobs, schema.metrics, schema.diagnoses
+#: What a file or a model is to a job.
+Role = Literal["training", "validation", "result", "base"]
+#: File or model -> the jobs that name it, and as what.
+Users = Mapping[str, Sequence[tuple[Role, Job]]]
 #: Names looked up at once; a condition of a thousand parts is too deep for SQLite.
 _NAMES = 200
 
@@ -62,15 +67,20 @@ def queue(db: Database) -> list[str]:
     return db.read(lambda conn: list(conn.execute(query).scalars()))
 
 
-def users(db: Database, names: Sequence[str]) -> Mapping[str, list[tuple[str, Job]]]:
+def users(db: Database, names: Sequence[str]) -> Users:
     """Return, for each of these files and models, the jobs that name it and as what, newest first."""
-    found: dict[str, list[tuple[str, Job]]] = defaultdict(list)
+    found: dict[str, list[tuple[Role, Job]]] = defaultdict(list)
     for start in range(0, len(names), _NAMES):
         some = set(names[start : start + _NAMES])
         for job in db.read(partial(_naming, names=some)):
-            roles = [("training", job.training_file), ("validation", job.validation_file), ("base", job.model)]
-            for role, name in roles + [("result", result) for result in job.result_files]:
-                if name in some:
+            roles: list[tuple[Role, str | None]] = [
+                ("training", job.training_file),
+                ("validation", job.validation_file),
+                ("base", job.model),
+            ]
+            roles += [("result", result) for result in job.result_files]
+            for role, name in roles:
+                if name is not None and name in some:
                     found[name].append((role, job))
     return found
 

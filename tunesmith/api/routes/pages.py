@@ -20,6 +20,7 @@ from tunesmith.errors import AuthenticationFailed, NotFound, Unavailable
 DIST = Path(__file__).parents[2] / "dashboard" / "dist"
 LOGIN_PATH = "/login"
 _LONGEST_NAME = 100
+_NOT_BUILT = "The dashboard is not built. Hint: run `make dashboard` (or `python web/build.py`) in the source tree; a wheel contains it."
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'{style}; img-src 'self' data: blob:; connect-src 'self'; font-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -103,9 +104,6 @@ def plain_file(request: Request) -> FileResponse:
     if not path.is_file():
         raise NotFound(f"There is no {path.name}. {_NOT_BUILT}")
     return FileResponse(path, headers={"cache-control": "no-cache"})
-
-
-_NOT_BUILT = "The dashboard is not built. Hint: run `make dashboard` (or `python web/build.py`) in the source tree; a wheel contains it."
 
 
 @router.get("/")

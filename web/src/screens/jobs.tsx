@@ -162,7 +162,7 @@ function FirstJob() {
         <Button kind="primary" onClick={start}>Try the example</Button>
         <LinkButton to="/jobs/new">Use your own file</LinkButton>
       </div>
-      <p class="muted">The example teaches SmolLM2 to triage 576 support messages; it takes some minutes on a laptop.</p>
+      <p class="muted">The example teaches SmolLM2 to triage support messages; it takes some minutes on a laptop.</p>
       <Code label="Python" text={SCRIPT(location.origin)} />
     </Empty>
   );
